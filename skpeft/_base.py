@@ -1,0 +1,314 @@
+"""What classifier and regressor share: constraints, the way through fit, features."""
+
+from typing import ClassVar
+
+import numpy as np
+from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
+from sklearn.utils import check_random_state
+from sklearn.utils.validation import check_consistent_length, check_is_fitted
+
+from skpeft._cloning import ByReference
+from skpeft._validation import (
+    HasMethods,
+    Integral,
+    Interval,
+    Real,
+    StrOptions,
+    check_sample_weight,
+)
+
+
+class BaseAdapterEstimator(
+    ByReference, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator
+):
+    """Shared parts of the estimators. Heavy libraries are imported at the first fit."""
+
+    _task: ClassVar[str]
+    _shared_parameters = ("encoder", "callback")
+    _parameter_constraints: ClassVar[dict] = {
+        "encoder": [str, HasMethods(["load"]), HasMethods(["encode", "state_dict"])],
+        "adapter": [str, HasMethods(["attach", "count"]), None],
+        "rank": [Interval(Integral, 1, None, closed="left"), None],
+        "layers": [Interval(Integral, 1, None, closed="left"), "array-like", None],
+        "objective": [str, HasMethods(["value"])],
+        "head": [HasMethods(["fit", "predict"]), None],
+        "max_epochs": [Interval(Integral, 1, None, closed="left"), None],
+        "batch_size": [Interval(Integral, 1, None, closed="left"), None],
+        "learning_rate": [Interval(Real, 0, None, closed="neither"), None],
+        "weight_decay": [Interval(Real, 0, None, closed="left")],
+        "warmup_fraction": [Interval(Real, 0, 1, closed="both")],
+        "early_stopping": ["boolean", StrOptions({"auto"})],
+        "validation_fraction": [Interval(Real, 0, 1, closed="neither")],
+        "n_iter_no_change": [Interval(Integral, 1, None, closed="left")],
+        "tol": [Interval(Real, 0, None, closed="left")],
+        "warm_start": ["boolean"],
+        "random_state": ["random_state"],
+        "verbose": ["verbose"],
+        "callback": [callable, None],
+        "device": [str],
+        "precision": [StrOptions({"auto", "float32", "float64", "bfloat16"})],
+    }
+
+    def fit(self, X, y, sample_weight=None, *, X_val=None, y_val=None, sample_weight_val=None):
+        """Train the adapters, then fit the head on adapted features.
+
+        Parameters
+        ----------
+        X : sequence of str, Series, frame or array-like of shape (n_samples, n_features)
+            Texts, pairs of texts in two columns, or rows of numbers, as the encoder
+            reads them.
+        y : array-like of shape (n_samples,)
+            Targets.
+        sample_weight : array-like of shape (n_samples,) or None, default=None
+            Weights of the rows, at least 0, for adapters and head. Rows of weight 0 are
+            removed before anything else.
+        X_val : like X, or None, default=None
+            Rows on which early stopping looks.
+        y_val : array-like or None, default=None
+            Targets of `X_val`.
+        sample_weight_val : array-like or None, default=None
+            Weights of `X_val`.
+
+        Returns
+        -------
+        self : object
+            The fitted estimator.
+
+        Raises
+        ------
+        ValueError
+            If a parameter, X, y or a weight is out of what is expected.
+        TypeError
+            If X is no sequence of samples.
+        OSError
+            If the encoder cannot be found.
+        """
+        self._validate_params()
+        from skpeft.adapters import resolve_adapter
+        from skpeft.encoders import resolve_encoder
+        from skpeft.objectives import resolve_objective
+
+        encoder = resolve_encoder(self.encoder)
+        adapter = resolve_adapter(self.adapter, self.rank)
+        objective = resolve_objective(self.objective, self._task)
+        data = self._check_rows(X, y, sample_weight, encoder.modality, reset=True)
+        target = self._learn_target(data.y)
+        held_out = self._check_validation(X_val, y_val, sample_weight_val, encoder.modality)
+        if held_out is not None:
+            target.encode(held_out.y)  # unseen labels are noticed before any work
+        self._fit(encoder, adapter, objective, data, target, held_out)
+        return self
+
+    def _fit(self, encoder, adapter, objective, data, target, held_out):
+        """Build the network, train it, fit the head; assign attributes at the very end."""
+        from skpeft._network import AdapterNetwork
+        from skpeft._training import History, train
+
+        random_state = check_random_state(self.random_state)
+        seed = int(random_state.randint(2**31 - 1))
+
+        def build(adapter):
+            return AdapterNetwork(
+                encoder,
+                adapter,
+                self.layers,
+                n_features=self.n_features_in_,
+                device=self.device,
+                precision=self.precision,
+                seed=seed,
+            )
+
+        network = build(adapter)
+        past = self._resume(network) if self.warm_start else History()
+        self._forget()
+        rows = self._prepare(network, data, target)
+        if adapter is not None:
+            training, validation = self._split(network, rows, target, held_out, random_state)
+            settings = self._settings(adapter, training, stop=validation is not None)
+            past += train(network, training, objective, settings, random_state, validation)
+        features = network.features(rows.items)
+        frozen = features if adapter is None else build(None).features(rows.items)
+        self.head_ = self._fit_head(features, frozen, data, rows.weights)
+        self.loss_curve_ = past.losses
+        self.validation_scores_ = past.scores
+        self.n_epochs_ = len(past.losses)
+        self.n_trainable_params_ = sum(t.numel() for t in network.trainable().values())
+        self.n_frozen_params_ = network.n_frozen
+        self._n_features_out = features.shape[1]
+        vars(self).update(target.attributes)
+        self._network = network
+
+    def _forget(self):
+        """Drop what an earlier fit learned: from here on, fit succeeds or leaves nothing."""
+        kept = ("n_features_in_", "feature_names_in_")
+        for name in [name for name in vars(self) if name.endswith("_") and name not in kept]:
+            delattr(self, name)
+        vars(self).pop("_network", None)
+
+    def _resume(self, network):
+        """Start a network from the state of the last fit; gives what happened so far."""
+        from skpeft._training import History
+
+        if not self.__sklearn_is_fitted__():
+            return History()
+        try:
+            network.load_state(self._network.state())
+        except ValueError as error:
+            raise ValueError(
+                "warm_start=True continues the last fit, but the adapter or its layers "
+                f"have changed since ({error}). Set warm_start=False to start anew."
+            ) from error
+        if network.fingerprint != self._network.fingerprint:
+            raise ValueError(
+                "warm_start=True continues the last fit, but the encoder has changed "
+                "since. Set warm_start=False to start anew."
+            )
+        return History(list(self.loss_curve_), list(self.validation_scores_))
+
+    def _check_rows(self, X, y, sample_weight, modality, *, reset):
+        """Check X, y and weights, and drop the rows of weight 0."""
+        from skpeft._data import Data, check_samples
+
+        samples = check_samples(self, X, modality, reset=reset)
+        y = self._check_y(y)
+        check_consistent_length(samples, y)
+        if sample_weight is None:
+            return Data(samples, y, None)
+        weights = check_sample_weight(
+            sample_weight, samples, dtype=np.float64, ensure_non_negative=True
+        )
+        if not weights.any():
+            raise ValueError(
+                "All entries of sample_weight are 0, so no row is left to learn from. "
+                "Give at least one row a positive weight."
+            )
+        return Data(samples, y, weights).take(np.flatnonzero(weights))
+
+    def _check_validation(self, X_val, y_val, sample_weight_val, modality):
+        if X_val is None:
+            if y_val is not None or sample_weight_val is not None:
+                raise ValueError("y_val or sample_weight_val was given without X_val.")
+            return None
+        if y_val is None:
+            raise ValueError("X_val was given without y_val, its targets. Pass both.")
+        return self._check_rows(X_val, y_val, sample_weight_val, modality, reset=False)
+
+    def _total_weights(self, data):
+        """Row weights of a data set, or None where all count the same."""
+        return data.weights
+
+    def _prepare(self, network, data, target):
+        """Tokenise once; encode the targets; one weight a row."""
+        from skpeft._training import Rows
+
+        weights = self._total_weights(data)
+        if weights is None:
+            weights = np.ones(len(data.y))
+        return Rows(network.prepare(data.samples), target.encode(data.y), weights)
+
+    def _split(self, network, rows, target, held_out, random_state):
+        """Rows for training and, if anybody looks at them, rows for validation."""
+        from skpeft._data import split_rows
+
+        if held_out is not None:
+            return rows, self._prepare(network, held_out, target)
+        if self.early_stopping is not True:
+            return rows, None
+        strata = rows.targets if self._task == "classification" else None
+        kept, left = split_rows(len(rows.items), self.validation_fraction, strata, random_state)
+        return rows.take(kept), rows.take(left)
+
+    def _settings(self, adapter, rows, *, stop):
+        from skpeft._training import Settings, default_batch_size, default_epochs
+
+        n_rows = len(rows.items)
+        rate = self.learning_rate
+        return Settings(
+            max_epochs=default_epochs(n_rows) if self.max_epochs is None else self.max_epochs,
+            batch_size=default_batch_size(n_rows) if self.batch_size is None else self.batch_size,
+            learning_rate=adapter.default_learning_rate if rate is None else rate,
+            weight_decay=self.weight_decay,
+            warmup_fraction=self.warmup_fraction,
+            patience=self.n_iter_no_change if stop and self.early_stopping else None,
+            tol=self.tol,
+            verbose=self.verbose,
+            callback=self.callback,
+        )
+
+    def _fit_head(self, features, frozen, data, weights):
+        from skpeft.heads import default_head, fit_head
+
+        head = self.head
+        if head is None:
+            head = default_head(features, data.y, weights, frozen, self._task)
+        return fit_head(head, features, data.y, weights, self._total_weights(data) is not None)
+
+    def _features(self, X):
+        """Adapted features of new samples."""
+        from skpeft._data import check_samples
+        from skpeft.encoders import resolve_encoder
+
+        check_is_fitted(self)
+        network = self._network
+        samples = check_samples(self, X, network.encoder.modality, reset=False)
+        try:
+            items = network.prepare(samples)
+        except OSError:
+            # The encoder is not where it was at fit: perhaps the parameter was corrected.
+            network.relocate(resolve_encoder(self.encoder))
+            items = network.prepare(samples)
+        return network.features(items)
+
+    def transform(self, X):
+        """Adapted embeddings.
+
+        Those of training rows carry their labels: a second model fitted on them trusts
+        them blindly. `AdapterScores` gives out-of-fold scores for that.
+
+        Parameters
+        ----------
+        X : sequence of str, Series, frame or array-like of shape (n_samples, n_features)
+            As in `fit`.
+
+        Returns
+        -------
+        ndarray of shape (n_samples, dim)
+            Features on which `head_` works.
+        """
+        return self._features(X)
+
+    def predict(self, X):
+        """Predict targets.
+
+        Parameters
+        ----------
+        X : sequence of str, Series, frame or array-like of shape (n_samples, n_features)
+            As in `fit`.
+
+        Returns
+        -------
+        ndarray of shape (n_samples,)
+            Class labels as given to `fit`, or numbers.
+        """
+        return self.head_.predict(self._features(X))
+
+    def __sklearn_is_fitted__(self):
+        return hasattr(self, "_network")
+
+    def __sklearn_tags__(self):
+        tags = super().__sklearn_tags__()
+        reads_text = self.encoder != "array" and getattr(self.encoder, "modality", "text") == "text"
+        tags.input_tags.string = reads_text
+        tags.input_tags.one_d_array = reads_text
+        tags.input_tags.two_d_array = not reads_text
+        tags.transformer_tags.preserves_dtype = []
+        tags.target_tags.required = True
+        return tags
+
+    def __getstate__(self):
+        state = dict(super().__getstate__())
+        if "encoder" in self._shared_values():  # a loaded model: goes by name if it can
+            from skpeft.encoders import resolve_encoder
+
+            state["encoder"] = resolve_encoder(self.encoder)
+        return state

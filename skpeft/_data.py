@@ -1,0 +1,254 @@
+"""Check samples and targets, split off validation rows, put rows into batches."""
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import scipy.sparse
+from numpy.random import RandomState
+from sklearn.model_selection import train_test_split
+from sklearn.utils import _safe_indexing
+from sklearn.utils.validation import validate_data
+
+_TOKENS_PER_BATCH = 8192
+_ROWS_PER_BATCH = 64
+
+
+class Data(NamedTuple):
+    """Checked samples, targets as the user gave them, and weights where there are any."""
+
+    samples: Sequence
+    y: np.ndarray
+    weights: np.ndarray | None
+
+    def take(self, indices: np.ndarray) -> "Data":
+        """The rows of these numbers."""
+        weights = None if self.weights is None else self.weights[indices]
+        return Data(_safe_indexing(self.samples, indices), self.y[indices], weights)
+
+
+def check_samples(estimator, X, modality: str, *, reset: bool) -> Sequence:
+    """Check X by what the encoder reads.
+
+    Parameters
+    ----------
+    estimator : estimator
+        Takes or has `n_features_in_` and `feature_names_in_`.
+    X : sequence or array-like
+        As the user gave it.
+    modality : {"text", "array"}
+        What the encoder reads.
+    reset : bool
+        Whether the features are learned (fit) or compared (all else).
+
+    Returns
+    -------
+    list of str, list of (str, str), or ndarray of shape (n_samples, n_features)
+    """
+    if modality == "array":
+        _refuse_text(X)
+        return validate_data(estimator, X, reset=reset, dtype="numeric")
+    samples = check_texts(X)
+    width = 1 if isinstance(samples[0], str) else len(samples[0])
+    shape_only = X if hasattr(X, "columns") else np.empty((len(samples), width), dtype=object)
+    validate_data(estimator, shape_only, reset=reset, skip_check_array=True)
+    return samples
+
+
+def _refuse_text(X) -> None:
+    if isinstance(X, str | bytes) or (
+        isinstance(X, list | tuple) and len(X) and isinstance(X[0], str)
+    ):
+        raise ValueError(
+            "X holds text, but the encoder of this estimator reads rows of numbers. "
+            "Expected 2D array, got 1D text instead; for texts pass "
+            "encoder=TextEncoder(...) or the name of a model."
+        )
+
+
+def check_texts(X) -> list:
+    """Texts, or pairs of texts, as a plain list.
+
+    Parameters
+    ----------
+    X : sequence of str, Series, frame of one or two columns, or such an array
+        One or two texts a sample.
+
+    Returns
+    -------
+    list of str or list of (str, str)
+
+    Raises
+    ------
+    TypeError
+        If X is no sequence of samples.
+    ValueError
+        If a sample is not text, or X is empty or of a wrong shape.
+    """
+    rows = _rows(X)
+    if not rows:
+        raise ValueError(
+            "Found array with 0 sample(s) while a minimum of 1 is required: X is empty. "
+            "Pass at least one text."
+        )
+    if not isinstance(rows[0], str) and isinstance(rows[0], list | tuple):
+        return _check_table(rows)
+    return [_check_text(text, f"X[{i}]") for i, text in enumerate(rows)]
+
+
+def _rows(X) -> list:
+    """Samples as a list; those of a table as lists."""
+    if isinstance(X, str | bytes | bytearray):
+        raise TypeError(
+            f"X is a single {type(X).__name__}; a sequence of texts is expected. For one "
+            "sample pass a list of one: [text]."
+        )
+    if scipy.sparse.issparse(X):
+        raise TypeError(
+            "X is a sparse matrix of numbers; a sequence of texts is expected. Sparse "
+            "input is not supported; pass the texts themselves."
+        )
+    if X is None or isinstance(X, dict | set | frozenset) or not hasattr(X, "__len__"):
+        raise TypeError(
+            f"X is a {type(X).__name__}; a list, array, Series or frame of texts is "
+            "expected. Turn it into a list first."
+        )
+    if hasattr(X, "columns"):
+        return np.asarray(X, dtype=object).tolist()
+    if isinstance(X, np.ndarray) or hasattr(X, "__array__"):
+        if isinstance(X, np.ndarray) and X.dtype.kind not in "OUT":
+            raise ValueError(_numbers(X))
+        shape = np.shape(X)
+        if len(shape) not in (1, 2):
+            raise ValueError(
+                f"X has {len(shape)} dimensions; texts come as (n,), (n, 1) or, for "
+                "pairs, (n, 2). Reshape it."
+            )
+        return X.tolist() if isinstance(X, np.ndarray) else list(X)
+    return list(X)
+
+
+def _numbers(X) -> str:
+    return (
+        f"X holds numbers (dtype {X.dtype}), but the encoder of this estimator reads "
+        "texts. Pass str, or encoder=ArrayEncoder() for rows of numbers."
+    )
+
+
+def _check_table(rows: list) -> list:
+    widths = {len(row) if isinstance(row, list | tuple) else None for row in rows}
+    if widths not in ({1}, {2}):
+        raise ValueError(
+            f"X has rows of {sorted(map(str, widths))} entries; one text or a pair of "
+            "texts a row is expected, so 1 or 2 columns. Select the text columns."
+        )
+    table = [
+        tuple(_check_text(text, f"X[{i}, {j}]") for j, text in enumerate(row))
+        for i, row in enumerate(rows)
+    ]
+    return [row[0] for row in table] if widths == {1} else table
+
+
+def _check_text(text, place: str) -> str:
+    if not isinstance(text, str):
+        raise ValueError(
+            f"{place} is {text!r:.80} of type {type(text).__name__}, but the encoder of "
+            "this estimator reads texts: every entry must be a str. Fill or drop missing "
+            "entries; for rows of numbers pass encoder=ArrayEncoder()."
+        )
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError(
+            f"{place} holds a lone surrogate, which no encoding can represent. Clean the "
+            "text, for example with text.encode('utf-8', 'replace').decode()."
+        ) from None
+    return str(text)
+
+
+def split_rows(n_rows: int, fraction: float, strata, random_state: RandomState):
+    """Row numbers for training and validation, stratified where `strata` is given.
+
+    Raises
+    ------
+    ValueError
+        If the rows do not suffice for a split.
+    """
+    try:
+        return train_test_split(
+            np.arange(n_rows), test_size=fraction, stratify=strata, random_state=random_state
+        )
+    except ValueError as error:
+        raise ValueError(
+            f"early_stopping=True needs validation rows, and validation_fraction="
+            f"{fraction} of {n_rows} rows cannot be split off ({error}). Give X_val "
+            "and y_val, a larger fraction, or early_stopping=False."
+        ) from error
+
+
+def length_batches(lengths: Sequence[int]) -> Iterator[np.ndarray]:
+    """Row numbers in batches of like length, longest first.
+
+    Parameters
+    ----------
+    lengths : sequence of int
+        Tokens of each row.
+
+    Yields
+    ------
+    ndarray of int
+        At most 64 rows, and at most 8,192 tokens with padding where a row has fewer.
+    """
+    order = np.argsort(np.negative(lengths), kind="stable")
+    start = 0
+    while start < len(order):
+        longest = lengths[order[start]]
+        size = min(_ROWS_PER_BATCH, max(1, _TOKENS_PER_BATCH // max(longest, 1)))
+        yield order[start : start + size]
+        start += size
+
+
+def shuffled_batches(n_rows: int, batch_size: int, random_state: RandomState) -> list[np.ndarray]:
+    """Row numbers of one epoch in random batches of nearly equal size."""
+    n_batches = -(-n_rows // batch_size)
+    return np.array_split(random_state.permutation(n_rows), n_batches)
+
+
+def balanced_batches(
+    classes: np.ndarray, batch_size: int, random_state: RandomState
+) -> list[np.ndarray]:
+    """Row numbers of one epoch, each batch with as many rows of one class as of another.
+
+    Every class has a queue of its shuffled rows that starts anew when it is used up, so
+    rows of rare classes come up more often. A batch holds at least two rows of each of
+    its classes where they exist, and with many classes a part of these.
+
+    Parameters
+    ----------
+    classes : ndarray of int of shape (n_rows,)
+        Class of each row.
+    batch_size : int
+        Rows of a batch; with one batch an epoch all rows are in it, once.
+    random_state : RandomState
+        Source of the order.
+    """
+    if len(classes) <= batch_size:
+        return [np.arange(len(classes))]
+    members = {c: np.flatnonzero(classes == c) for c in np.unique(classes)}
+    n_groups = min(len(members), max(1, batch_size // 2))
+    per_class = batch_size // n_groups
+    queues = {c: _endless(rows, random_state) for c, rows in members.items()}
+    order = _endless(np.array(list(members)), random_state)
+    batches = []
+    for _ in range(-(-len(classes) // batch_size)):
+        batch = [
+            [next(queues[c]) for _ in range(min(per_class, len(members[c])))]
+            for c in dict.fromkeys(next(order) for _ in range(n_groups))
+        ]
+        batches.append(np.concatenate(batch))
+    return batches
+
+
+def _endless(values: np.ndarray, random_state: RandomState) -> Iterator:
+    while True:
+        yield from random_state.permutation(values)

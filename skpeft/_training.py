@@ -1,0 +1,299 @@
+"""The training loop: plain functions over a network, an objective and rows."""
+
+import math
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.random import RandomState
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from skpeft._data import balanced_batches, shuffled_batches
+from skpeft._network import AdapterNetwork
+from skpeft.encoders.base import Item
+from skpeft.heads import closed_form
+from skpeft.objectives import Objective
+
+_MAX_GRADIENT_NORM = 1.0
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Prepared rows: items, targets of shape (n,), weights of shape (n,)."""
+
+    items: list[Item]
+    targets: np.ndarray
+    weights: np.ndarray
+
+    def take(self, indices: np.ndarray) -> "Rows":
+        """The rows of these numbers."""
+        items = [self.items[i] for i in indices]
+        return Rows(items, self.targets[indices], self.weights[indices])
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the loop needs to know, resolved: no "auto", no None but where said."""
+
+    max_epochs: int
+    batch_size: int
+    learning_rate: float
+    weight_decay: float
+    warmup_fraction: float
+    patience: int | None
+    tol: float
+    verbose: int
+    callback: Callable[[dict[str, Any]], bool | None] | None
+
+
+@dataclass
+class History:
+    """What happened, one entry an epoch."""
+
+    losses: list[float] = field(default_factory=list)
+    scores: list[float] = field(default_factory=list)
+
+    def __add__(self, other: "History") -> "History":
+        return History(self.losses + other.losses, self.scores + other.scores)
+
+
+class Linear(nn.Module):
+    """Linear layer trained jointly with the adapters, on features of unit scale."""
+
+    def __init__(self, network: AdapterNetwork, rows: Rows, objective: Objective) -> None:
+        super().__init__()
+        features = network.features(rows.items)
+        start = closed_form(features, rows.targets, rows.weights, objective.task)
+        device, dtype = network.live.device, torch.from_numpy(features).dtype
+
+        def tensor(values: np.ndarray) -> Tensor:
+            return torch.as_tensor(values).to(device, dtype)
+
+        self.centre, self.scale = tensor(start.centre), float(start.scale)
+        self.weight = nn.Parameter(tensor(start.coef))
+        self.bias = nn.Parameter(tensor(start.intercept))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Map features (batch, dim) to raw predictions (batch, n_outputs)."""
+        unit = (features - self.centre) / self.scale
+        return nn.functional.linear(unit, self.weight, self.bias)
+
+
+def train(
+    network: AdapterNetwork,
+    rows: Rows,
+    objective: Objective,
+    settings: Settings,
+    random_state: RandomState,
+    validation: Rows | None = None,
+) -> History:
+    """Train the adapters of a network, in place.
+
+    With validation rows and patience the state of the best epoch is kept, else the last.
+    An interrupt from the keyboard ends the training early and keeps what there is.
+
+    Parameters
+    ----------
+    network : AdapterNetwork
+        Its trainable tensors are changed.
+    rows : Rows
+        Training rows.
+    objective : Objective
+        What is minimised.
+    settings : Settings
+        Length, step size, stopping.
+    random_state : RandomState
+        Source of batches and dropout.
+    validation : Rows or None, default=None
+        Rows on which each epoch is scored.
+
+    Raises
+    ------
+    ValueError
+        If the loss is no longer finite.
+    """
+    linear = Linear(network, rows, objective) if objective.needs_predictions else None
+    history, best = History(), Best(settings.patience, settings.tol)
+    generator = torch.Generator(device=network.live.device)
+    generator.manual_seed(int(random_state.randint(2**31 - 1)))
+    try:
+        with torch.enable_grad(), progress(settings) as bar, network.dropout(generator):
+            for loss in epochs(network, linear, rows, objective, settings, random_state):
+                history.losses.append(loss)
+                if validation is not None:
+                    score = validate(network, linear, rows, validation, objective)
+                    history.scores.append(score)
+                    best.update(score, network)
+                bar.update(1)
+                bar.set_postfix({k: round(v, 4) for k, v in _last(history).items() if k != "epoch"})
+                asked = settings.callback is not None and settings.callback(_last(history))
+                if asked or best.exhausted:
+                    break
+    except KeyboardInterrupt:
+        warnings.warn(
+            f"Training was interrupted after {len(history.losses)} of {settings.max_epochs} "
+            "epochs; the best state so far is kept and the head is fitted on it.",
+            UserWarning,
+            stacklevel=2,
+        )
+    if best.state is not None:
+        network.load_state(best.state)
+    return history
+
+
+def epochs(
+    network: AdapterNetwork,
+    linear: Linear | None,
+    rows: Rows,
+    objective: Objective,
+    settings: Settings,
+    random_state: RandomState,
+) -> Iterator[float]:
+    """Run the epochs one by one, giving the mean loss of each."""
+    parameters = [*network.trainable().values(), *(linear.parameters() if linear else [])]
+    optimizer = torch.optim.AdamW(
+        parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay
+    )
+    n_batches = -(-len(rows.items) // settings.batch_size)
+    rate = schedule(settings, n_batches * settings.max_epochs)
+    for _ in range(settings.max_epochs):
+        losses = []
+        for batch in batches(rows, objective, settings.batch_size, random_state):
+            for group in optimizer.param_groups:
+                group["lr"] = next(rate)
+            losses.append(train_step(network, linear, rows.take(batch), objective, optimizer))
+        loss = float(torch.stack(losses).mean())
+        if not math.isfinite(loss):
+            raise ValueError(
+                f"The training loss became {loss}. learning_rate={settings.learning_rate} "
+                "is probably too high for this adapter; give a lower one."
+            )
+        yield loss
+
+
+def default_epochs(n_rows: int) -> int:
+    """Epochs where the user names none: many for few rows, few for many."""
+    return int(np.clip(round(4000 / n_rows), 3, 20))
+
+
+def default_batch_size(n_rows: int) -> int:
+    """Rows of a batch where the user names no number."""
+    return min(n_rows, 64)
+
+
+def batches(
+    rows: Rows, objective: Objective, batch_size: int, random_state: RandomState
+) -> list[np.ndarray]:
+    """Row numbers of one epoch's batches."""
+    if objective.balanced_batches:
+        return balanced_batches(rows.targets, batch_size, random_state)
+    return shuffled_batches(len(rows.items), batch_size, random_state)
+
+
+def train_step(
+    network: AdapterNetwork,
+    linear: Linear | None,
+    batch: Rows,
+    objective: Objective,
+    optimizer: torch.optim.Optimizer,
+) -> Tensor:
+    """One step: forward, weighted mean of the objective, backward, clip, update."""
+    loss = mean_objective(network.forward(batch.items), linear, batch, objective)
+    optimizer.zero_grad()
+    loss.backward()
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    nn.utils.clip_grad_norm_(parameters, _MAX_GRADIENT_NORM)
+    optimizer.step()
+    return loss.detach()
+
+
+def mean_objective(
+    features: Tensor, linear: Linear | None, batch: Rows, objective: Objective
+) -> Tensor:
+    """Weighted mean of the objective over rows."""
+    outputs = features if linear is None else linear(features)
+    targets = torch.as_tensor(batch.targets).to(features.device)
+    weights = torch.as_tensor(batch.weights).to(features)
+    if targets.is_floating_point():
+        targets = targets.to(features.dtype)
+    total = weights.sum().clamp(min=torch.finfo(weights.dtype).tiny)
+    return (objective.value(outputs, targets) * weights).sum() / total
+
+
+def schedule(settings: Settings, n_steps: int) -> Iterator[float]:
+    """Learning rate of each step: linear warm-up, then linear decay to zero."""
+    n_warmup = math.ceil(settings.warmup_fraction * n_steps)
+    for step in range(n_steps):
+        up = (step + 1) / n_warmup if n_warmup else 1.0
+        down = (n_steps - step) / max(n_steps - n_warmup, 1)
+        yield settings.learning_rate * min(up, down, 1.0)
+
+
+def validate(
+    network: AdapterNetwork,
+    linear: Linear | None,
+    rows: Rows,
+    validation: Rows,
+    objective: Objective,
+) -> float:
+    """Score of the present state on validation rows, higher is better.
+
+    The negative objective where a linear layer is trained; else the weighted accuracy of
+    the nearest class mean, by cosine, on the adapted features.
+    """
+    with torch.no_grad(), network.dropout(None):
+        held_out = torch.from_numpy(network.features(validation.items))
+        if linear is not None:
+            held_out = held_out.to(network.live.device)
+            return -float(mean_objective(held_out, linear, validation, objective))
+        features = torch.from_numpy(network.features(rows.items))
+        unit, weights = nn.functional.normalize(features), torch.as_tensor(rows.weights).to(features)
+        targets = torch.as_tensor(rows.targets)
+        means = torch.zeros(int(targets.max()) + 1, unit.shape[1], dtype=unit.dtype)
+        means.index_add_(0, targets, unit * weights[:, None])
+        nearest = (held_out @ nn.functional.normalize(means).T).argmax(dim=1).numpy()
+        return float(np.average(nearest == validation.targets, weights=validation.weights))
+
+
+class Best:
+    """Remembers the state of the best epoch, and when to stop waiting for a better one."""
+
+    def __init__(self, patience: int | None, tol: float) -> None:
+        self.patience = patience
+        self.tol = tol
+        self.score = -math.inf
+        self.state: dict[str, np.ndarray] | None = None
+        self._target = -math.inf
+        self._waited = 0
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether `patience` epochs in a row brought no gain of `tol`."""
+        return self.patience is not None and self._waited >= self.patience
+
+    def update(self, score: float, network: AdapterNetwork) -> None:
+        """Take note of the score of an epoch."""
+        if self.patience is None:
+            return
+        if score > self.score:
+            self.score, self.state = score, network.state()
+        if score > self._target + self.tol:
+            self._target, self._waited = score, 0
+        else:
+            self._waited += 1
+
+
+def progress(settings: Settings) -> tqdm:
+    """Progress bar over epochs, on stderr, silent unless verbose."""
+    return tqdm(total=settings.max_epochs, desc="adapters", unit="epoch", disable=not settings.verbose)
+
+
+def _last(history: History) -> dict[str, Any]:
+    record: dict[str, Any] = {"epoch": len(history.losses), "loss": history.losses[-1]}
+    if history.scores:
+        record["validation_score"] = history.scores[-1]
+    return record

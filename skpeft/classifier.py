@@ -1,0 +1,285 @@
+"""The classifier."""
+
+from typing import ClassVar, NamedTuple
+
+import numpy as np
+from sklearn.base import ClassifierMixin
+from sklearn.utils import compute_sample_weight
+from sklearn.utils.metaestimators import available_if
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import assert_all_finite, column_or_1d
+
+from skpeft._base import BaseAdapterEstimator
+
+
+class ClassTarget(NamedTuple):
+    """Classes as training sees them: indices into sorted labels."""
+
+    classes: np.ndarray
+
+    @property
+    def attributes(self) -> dict:
+        """Fitted attributes."""
+        return {"classes_": self.classes}
+
+    def encode(self, y: np.ndarray) -> np.ndarray:
+        """Class index of each label, int64."""
+        unknown = np.setdiff1d(y, self.classes)
+        if len(unknown):
+            raise ValueError(
+                f"y_val holds labels that y does not: {unknown.tolist()}. Every label "
+                "needs at least one training row."
+            )
+        return np.searchsorted(self.classes, y)
+
+
+def _head_has(method):
+    """Whether the head, fitted or to be fitted, has a method."""
+
+    def check(estimator):
+        head = getattr(estimator, "head_", estimator.head)
+        if head is not None:
+            getattr(head, method)
+        return True
+
+    return check
+
+
+class AdapterClassifier(ClassifierMixin, BaseAdapterEstimator):
+    """Classifier of texts that adapts a frozen encoder.
+
+    Small adapters inside a frozen transformer are trained on the labelled rows; then a
+    scikit-learn classifier, the head, is fitted on the adapted features. The encoder
+    itself never changes and is shared by all estimators of the process.
+
+    Parameters
+    ----------
+    encoder : str, SentenceTransformer or Encoder, \
+            default="sentence-transformers/all-MiniLM-L6-v2"
+        Name of a model on the Hugging Face hub or folder, a loaded model, or a spec of
+        `skpeft.encoders`.
+    adapter : {"lora", "bottleneck", "full"}, Adapter or None, default="lora"
+        What is trained: a name, a spec of `skpeft.adapters`, None for the head alone on
+        frozen features, or "full" for every weight of a private copy of the encoder.
+    rank : int or None, default=None
+        Overrides the capacity of the adapter (rank of LoRA, width of a bottleneck);
+        None keeps the adapter's own. Adapters without a capacity refuse it.
+    layers : int, sequence of int or None, default=None
+        Transformer blocks that get adapters: the last n, those of the indices, or all.
+    objective : {"auto", "contrastive", "cross_entropy"} or Objective, default="auto"
+        What adapters are trained for; "auto" is "contrastive".
+    head : classifier or None, default=None
+        Fitted on adapted features at the end. None: a logistic regression whose penalty
+        is fixed relative to the scale of the features.
+    max_epochs : int or None, default=None
+        Passes over the training rows. None: more for few rows, fewer for many.
+    batch_size : int or None, default=None
+        Rows of a training step. None: all rows up to 64.
+    learning_rate : float or None, default=None
+        Peak learning rate of AdamW [1]_. None: the adapter's own.
+    weight_decay : float, default=0.01
+        Decoupled weight decay of the trained weights.
+    warmup_fraction : float, default=0.1
+        Fraction of the steps in which the learning rate rises; then it falls to 0.
+    early_stopping : bool or "auto", default="auto"
+        Whether to stop when the score on validation rows no longer rises, and to keep
+        the best state. "auto": if `X_val` is given. True without `X_val` splits off
+        `validation_fraction` of the rows, stratified; the head is fitted on all rows.
+    validation_fraction : float, default=0.1
+        Fraction of the rows split off for early stopping, in (0, 1).
+    n_iter_no_change : int, default=5
+        Epochs without a gain of `tol` after which training stops.
+    tol : float, default=1e-4
+        Smallest gain of the validation score that counts.
+    class_weight : dict, "balanced" or None, default=None
+        Weights of the classes, for adapters and head.
+    warm_start : bool, default=False
+        Whether fit goes on from the adapters of the last fit.
+    random_state : int, RandomState or None, default=None
+        Decides initial values, batches, dropout and splits. Same seed, same result.
+    verbose : int, default=0
+        0 is silent; 1 shows a progress bar on stderr.
+    callback : callable or None, default=None
+        Called after each epoch with a dict with "epoch", "loss" and, with validation
+        rows, "validation_score"; returns True to stop.
+    device : str, default="auto"
+        "auto" (a GPU if there is one) or a device name of torch. Resolved again after
+        loading.
+    precision : {"auto", "float32", "float64", "bfloat16"}, default="auto"
+        "auto" is float32 on a CPU and bfloat16 matrix products on a CUDA GPU.
+
+    Attributes
+    ----------
+    classes_ : ndarray of shape (n_classes,)
+        Labels as given to `fit`, sorted.
+    head_ : classifier
+        The fitted head; works on the output of `transform`.
+    n_epochs_ : int
+        Epochs trained.
+    loss_curve_ : list of float
+        Mean training loss of each epoch.
+    validation_scores_ : list of float
+        Validation score of each epoch; empty without validation rows. Accuracy of the
+        nearest class mean for "contrastive", negative loss for "cross_entropy".
+    n_trainable_params_ : int
+        Trained weights in the encoder and its adapters, the head not counted.
+    n_frozen_params_ : int
+        Weights of the encoder that were left as they are.
+    n_features_in_ : int
+        Columns of X: 1 for texts, 2 for pairs.
+    feature_names_in_ : ndarray of shape (n_features_in_,)
+        Column names, if X was a frame.
+
+    See Also
+    --------
+    AdapterRegressor : The same for numbers.
+    AdapterScores : Out-of-fold scores, for models on top.
+
+    References
+    ----------
+    .. [1] Loshchilov and Hutter (2019). Decoupled Weight Decay Regularization. ICLR.
+
+    Examples
+    --------
+    >>> from skpeft import AdapterClassifier
+    >>> texts = ["cheap flights", "book a flight", "hotel rooms", "a room for two"]
+    >>> clf = AdapterClassifier(encoder="tiny", random_state=0)
+    >>> clf.fit(texts, ["air", "air", "stay", "stay"]).predict(["flights"])
+    array(['air'], dtype='<U4')
+    """
+
+    _task = "classification"
+    _parameter_constraints: ClassVar[dict] = {
+        **BaseAdapterEstimator._parameter_constraints,
+        "class_weight": [dict, str, None],
+    }
+
+    def __init__(
+        self,
+        encoder="sentence-transformers/all-MiniLM-L6-v2",
+        *,
+        adapter="lora",
+        rank=None,
+        layers=None,
+        objective="auto",
+        head=None,
+        max_epochs=None,
+        batch_size=None,
+        learning_rate=None,
+        weight_decay=0.01,
+        warmup_fraction=0.1,
+        early_stopping="auto",
+        validation_fraction=0.1,
+        n_iter_no_change=5,
+        tol=1e-4,
+        class_weight=None,
+        warm_start=False,
+        random_state=None,
+        verbose=0,
+        callback=None,
+        device="auto",
+        precision="auto",
+    ):
+        self.encoder = encoder
+        self.adapter = adapter
+        self.rank = rank
+        self.layers = layers
+        self.objective = objective
+        self.head = head
+        self.max_epochs = max_epochs
+        self.batch_size = batch_size
+        self.learning_rate = learning_rate
+        self.weight_decay = weight_decay
+        self.warmup_fraction = warmup_fraction
+        self.early_stopping = early_stopping
+        self.validation_fraction = validation_fraction
+        self.n_iter_no_change = n_iter_no_change
+        self.tol = tol
+        self.class_weight = class_weight
+        self.warm_start = warm_start
+        self.random_state = random_state
+        self.verbose = verbose
+        self.callback = callback
+        self.device = device
+        self.precision = precision
+
+    def _check_y(self, y):
+        if y is None:
+            raise ValueError(
+                "AdapterClassifier requires y to be passed, but the target y is None."
+            )
+        y = column_or_1d(y, warn=True)
+        assert_all_finite(y, input_name="y")
+        check_classification_targets(y)
+        return y
+
+    def _learn_target(self, y):
+        try:
+            classes = np.unique(y)
+        except TypeError as error:
+            kinds = sorted({type(label).__name__ for label in y})
+            raise ValueError(
+                f"y mixes labels of types {kinds}, which cannot be sorted. Use one type, "
+                "for example str for all."
+            ) from error
+        if len(classes) < 2:
+            raise ValueError(
+                f"y holds one class only, {classes.tolist()}; a classifier needs rows of "
+                "at least 2 classes. Add rows of another class."
+            )
+        return ClassTarget(classes)
+
+    def _total_weights(self, data):
+        if self.class_weight is None:
+            return data.weights
+        by_class = compute_sample_weight(self.class_weight, data.y)
+        return by_class if data.weights is None else by_class * data.weights
+
+    @available_if(_head_has("predict_proba"))
+    def predict_proba(self, X):
+        """Predict class probabilities.
+
+        Parameters
+        ----------
+        X : sequence of str, Series, frame or array-like of shape (n_samples, n_features)
+            As in `fit`.
+
+        Returns
+        -------
+        ndarray of shape (n_samples, n_classes)
+            In the order of `classes_`.
+        """
+        return self.head_.predict_proba(self._features(X))
+
+    @available_if(_head_has("predict_proba"))
+    def predict_log_proba(self, X):
+        """Predict the logarithm of class probabilities.
+
+        Parameters
+        ----------
+        X : sequence of str, Series, frame or array-like of shape (n_samples, n_features)
+            As in `fit`.
+
+        Returns
+        -------
+        ndarray of shape (n_samples, n_classes)
+            In the order of `classes_`.
+        """
+        with np.errstate(divide="ignore"):
+            return np.log(self.predict_proba(X))
+
+    @available_if(_head_has("decision_function"))
+    def decision_function(self, X):
+        """Confidence scores of the head.
+
+        Parameters
+        ----------
+        X : sequence of str, Series, frame or array-like of shape (n_samples, n_features)
+            As in `fit`.
+
+        Returns
+        -------
+        ndarray of shape (n_samples,) or (n_samples, n_classes)
+            For two classes one score, positive for ``classes_[1]``.
+        """
+        return self.head_.decision_function(self._features(X))

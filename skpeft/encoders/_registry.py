@@ -1,0 +1,61 @@
+"""One frozen copy of each encoder per process."""
+
+import threading
+import weakref
+from collections.abc import Callable, Hashable
+from typing import Any
+
+_lock = threading.RLock()
+_alive: weakref.WeakValueDictionary = weakref.WeakValueDictionary()
+_fingerprints: dict[Hashable, Hashable] = {}
+_most_recent: Any = None
+
+
+def get(key: Hashable, load: Callable[[], Any], *, share: bool = True) -> Any:
+    """Return the object known as `key`, loading it once, whatever the thread.
+
+    The object used last is held strongly, so that a search, which drops every model
+    after scoring it, does not load again; the others live while somebody uses them.
+
+    Parameters
+    ----------
+    key : hashable
+        What identifies the object before it is loaded.
+    load : callable
+        Makes the object; it has a `fingerprint`. Called under the lock.
+    share : bool, default=True
+        Whether an object with the same content under another key may be handed out.
+    """
+    global _most_recent
+    with _lock:
+        found = _alive.get(_fingerprints.get(key))
+        if found is None:
+            found = load()
+            content = (found.fingerprint, *_placement(found)) if share else key
+            found = _alive.setdefault(content, found)
+            _fingerprints[key] = content
+        _most_recent = found
+        return found
+
+
+def clear_cache() -> None:
+    """Forget all encoders that are held for later use.
+
+    Memory is returned as soon as no fitted estimator uses an encoder any more.
+
+    Examples
+    --------
+    >>> import skpeft
+    >>> skpeft.clear_cache()
+    """
+    global _most_recent
+    with _lock:
+        _most_recent = None
+        _fingerprints.clear()
+        _alive.clear()
+
+
+def _placement(loaded: Any) -> tuple:
+    """Device and dtype of the weights."""
+    weight = next(loaded.module.parameters(), None)
+    return () if weight is None else (str(weight.device), str(weight.dtype))

@@ -1,0 +1,132 @@
+"""Rows of numbers."""
+
+import copy
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from skpeft._cloning import ByReference
+from skpeft._validation import HasMethods, Integral, Interval
+from skpeft.encoders import _registry
+from skpeft.encoders._tiny import ROLE_TABLE, ColumnEmbedding, TinyTransformer, seeded
+from skpeft.encoders.base import Backbone, Encoder, Item, alias_memo, digest, tensor_state
+
+
+class ArrayEncoder(ByReference, Encoder):
+    """Frozen encoder of numeric rows: a small seeded transformer, or a module given.
+
+    The default is random but fixed by `seed`: each column of X becomes a token of a
+    two-block transformer. It serves tests, teaching and scikit-learn's own checks.
+    With `module`, any pretrained torch model of numeric rows takes its place.
+
+    Parameters
+    ----------
+    module : torch.nn.Module or None, default=None
+        Maps a float tensor of shape (batch, n_features) to features of shape
+        (batch, dim). It is shared, never changed. None: the seeded transformer.
+    role_table : dict of str to str, or None, default=None
+        For `module`: under "blocks" the path of its list of blocks ("" for the module
+        itself as the only block), under each role the path of its linear layer inside a
+        block. Without one, only ``adapter=None`` and ``adapter="full"`` can be used.
+    hidden_size : int, default=32
+        Width of the seeded transformer, a multiple of 8.
+    n_layers : int, default=2
+        Blocks of the seeded transformer.
+    seed : int, default=0
+        Fixes the weights of the seeded transformer.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_iris
+    >>> from skpeft import AdapterClassifier
+    >>> from skpeft.encoders import ArrayEncoder
+    >>> X, y = load_iris(return_X_y=True)
+    >>> clf = AdapterClassifier(ArrayEncoder(), random_state=0).fit(X, y)
+    >>> clf.score(X, y) > 0.9
+    True
+    """
+
+    modality = "array"
+    _shared_parameters = ("module",)
+    _parameter_constraints = {
+        "module": [HasMethods(["forward", "state_dict"]), None],
+        "role_table": [dict, None],
+        "hidden_size": [Interval(Integral, 8, None, closed="left")],
+        "n_layers": [Interval(Integral, 1, None, closed="left")],
+        "seed": [Interval(Integral, 0, None, closed="left")],
+    }
+
+    def __init__(self, module=None, *, role_table=None, hidden_size=32, n_layers=2, seed=0):
+        self.module = module
+        self.role_table = role_table
+        self.hidden_size = hidden_size
+        self.n_layers = n_layers
+        self.seed = seed
+
+    def load(self, *, n_features: int, device: torch.device, dtype: torch.dtype) -> Backbone:
+        """Return the frozen backbone."""
+        self.validate()
+        if self.module is not None:
+            return self._load_given(device, dtype)
+        if self.hidden_size % 8:
+            raise ValueError(
+                f"hidden_size={self.hidden_size} was given to ArrayEncoder; it must be a "
+                "multiple of 8, the number of attention heads being 8. Try 32."
+            )
+        key = ("array", n_features, self.hidden_size, self.n_layers, self.seed, device, dtype)
+        return _registry.get(key, lambda: self._build_seeded(n_features, device, dtype))
+
+    def _build_seeded(self, n_features: int, device: torch.device, dtype: torch.dtype) -> Backbone:
+        embed = ColumnEmbedding(n_features, self.hidden_size)
+        module = seeded(
+            TinyTransformer(embed, self.hidden_size, self.n_layers, n_heads=8), self.seed
+        )
+        fingerprint = digest(module)
+        return ArrayBackbone(
+            module.to(device, dtype),
+            fingerprint=fingerprint,
+            role_table=ROLE_TABLE,
+            family="tiny",
+        )
+
+    def _load_given(self, device: torch.device, dtype: torch.dtype) -> Backbone:
+        module = self.module
+        key = ("module", id(module), tensor_state(module), device, dtype)
+
+        def build() -> Backbone:
+            shared = copy.deepcopy(module, alias_memo(module))
+            return ArrayBackbone(
+                RowModule(shared).to(device, dtype),
+                fingerprint=digest(shared),
+                role_table=None,
+                family=type(module).__name__,
+                root="model",
+            )
+
+        return _registry.get(key, build, share=False).with_role_table(self.role_table)
+
+
+class RowModule(nn.Module):
+    """Hands the values of a batch to a module that takes a plain tensor."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, batch: dict[str, Tensor]) -> Tensor:
+        """Map a batch to features of shape (batch, dim)."""
+        return self.model(batch["values"])
+
+
+class ArrayBackbone(Backbone):
+    """Frozen encoder of numeric rows."""
+
+    def prepare(self, samples: Sequence) -> list[Item]:
+        """One item a row."""
+        return [{"values": row} for row in np.asarray(samples)]
+
+    def collate(self, items: Sequence[Item]) -> dict[str, Tensor]:
+        """Stack rows to a tensor of shape (batch, n_features)."""
+        return {"values": torch.from_numpy(np.stack([item["values"] for item in items]))}

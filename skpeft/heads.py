@@ -1,0 +1,113 @@
+"""Heads fitted on adapted features, and the closed-form start of a jointly trained one."""
+
+from typing import NamedTuple
+
+import numpy as np
+from sklearn.base import clone
+from sklearn.linear_model import LogisticRegression, Ridge, RidgeCV
+from sklearn.utils.validation import has_fit_parameter
+
+# Strength of the penalty on features of unit mean square norm around their mean.
+_C = 10.0
+_ALPHAS = np.logspace(-3, 3, 13)
+
+
+class Start(NamedTuple):
+    """Linear map of features that were centred and divided by one number.
+
+    Shapes: centre (dim,), coef (n_outputs, dim), intercept (n_outputs,).
+    """
+
+    centre: np.ndarray
+    scale: float
+    coef: np.ndarray
+    intercept: np.ndarray
+
+
+def closed_form(features: np.ndarray, targets: np.ndarray, weights: np.ndarray, task: str) -> Start:
+    """Ridge regression on features, as the start of a linear layer.
+
+    Parameters
+    ----------
+    features : ndarray of shape (n_samples, dim)
+        Features before training.
+    targets : ndarray of shape (n_samples,)
+        Class indices, which are regressed as indicators, or standardised numbers.
+    weights : ndarray of shape (n_samples,)
+        Row weights.
+    task : {"classification", "regression"}
+        What the targets are.
+    """
+    centre = np.average(features, axis=0, weights=weights)
+    scale = feature_scale(features, weights)
+    outputs = np.eye(int(targets.max()) + 1)[targets] if task == "classification" else targets[:, None]
+    ridge = RidgeCV(_ALPHAS * len(features)) if len(features) > 2 else Ridge()
+    ridge.fit((features - centre) / scale, outputs, sample_weight=weights)
+    coef = np.reshape(ridge.coef_, (outputs.shape[1], -1))
+    return Start(centre, scale, coef, np.reshape(ridge.intercept_, -1))
+
+
+def feature_scale(features: np.ndarray, weights: np.ndarray) -> float:
+    """Root of the mean square distance of features from their mean; 1 if that is 0."""
+    centre = np.average(features, axis=0, weights=weights)
+    square = np.average(np.square(features - centre).sum(axis=1), weights=weights)
+    return float(np.sqrt(square)) or 1.0
+
+
+def default_head(features: np.ndarray, y: np.ndarray, weights: np.ndarray, frozen: np.ndarray, task: str):
+    """Linear head whose penalty does not depend on how the training rows were adapted.
+
+    Adapted training features look separable, so nothing is chosen on them.
+
+    Parameters
+    ----------
+    features : ndarray of shape (n_samples, dim)
+        Adapted features: only their scale is used.
+    y : ndarray of shape (n_samples,)
+        Targets.
+    weights : ndarray of shape (n_samples,)
+        Row weights.
+    frozen : ndarray of shape (n_samples, dim)
+        Features before training, on which the penalty of a regressor is chosen.
+    task : {"classification", "regression"}
+        What the targets are.
+    """
+    scale = feature_scale(features, weights)
+    if task == "classification":
+        return LogisticRegression(C=_C / scale**2, max_iter=1000)
+    if len(y) < 3:
+        return Ridge(alpha=scale**2)
+    frozen_scale = feature_scale(frozen, weights)
+    chosen = RidgeCV(_ALPHAS * len(y)).fit(frozen / frozen_scale, y, sample_weight=weights)
+    return Ridge(alpha=float(chosen.alpha_) * scale**2)
+
+
+def fit_head(head, features: np.ndarray, y: np.ndarray, weights: np.ndarray, weighted: bool):
+    """Fit a copy of a head on adapted features.
+
+    Parameters
+    ----------
+    head : estimator
+        Any scikit-learn classifier or regressor; it is cloned.
+    features : ndarray of shape (n_samples, dim)
+        Adapted features.
+    y : ndarray of shape (n_samples,)
+        Targets as the user gave them.
+    weights : ndarray of shape (n_samples,)
+        Row weights.
+    weighted : bool
+        Whether the user asked for weights, so that the head must take them.
+
+    Raises
+    ------
+    ValueError
+        If the head takes no weights but has to.
+    """
+    if not weighted:
+        return clone(head).fit(features, y)
+    if not has_fit_parameter(head, "sample_weight"):
+        raise ValueError(
+            f"sample_weight or class_weight was given, but head={head!r} takes no "
+            "sample_weight in fit. Use a head that does, or leave the weights out."
+        )
+    return clone(head).fit(features, y, sample_weight=weights)

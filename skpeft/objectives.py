@@ -1,0 +1,244 @@
+"""What adapters are trained for: one class an objective.
+
+`OBJECTIVES` maps the short names that estimators take to the classes.
+"""
+
+from typing import ClassVar
+
+import torch
+from sklearn.base import BaseEstimator, clone
+from torch import Tensor, nn
+
+from skpeft._validation import Interval, Real, one_of, validate_spec
+
+
+class Objective(BaseEstimator):
+    """Base class of training objectives.
+
+    An objective gives one value per row, never a mean and never a weight: the training
+    step applies the weights, once. To add one, subclass it, define `value` and the class
+    attributes, and add a line to `OBJECTIVES`.
+    """
+
+    #: "classification" or "regression".
+    task: ClassVar[str]
+    #: Whether `value` gets raw predictions of a jointly trained linear layer instead of
+    #: features.
+    needs_predictions: ClassVar[bool] = False
+    #: Whether batches draw the same number of rows from every class.
+    balanced_batches: ClassVar[bool] = False
+    _parameter_constraints: ClassVar[dict] = {}
+
+    def value(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Loss of each row.
+
+        Parameters
+        ----------
+        outputs : Tensor of shape (batch, dim) or (batch, n_outputs)
+            Features, or raw predictions where `needs_predictions`.
+        targets : Tensor of shape (batch,)
+            Class indices (int64), or standardised numbers.
+
+        Returns
+        -------
+        Tensor of shape (batch,)
+        """
+        raise NotImplementedError
+
+    def validate(self) -> None:
+        """Check the parameters; raises `ValueError` naming the one that is wrong."""
+        validate_spec(self)
+
+
+class Contrastive(Objective):
+    """Supervised contrastive loss inside the batch.
+
+    Features are scaled to length one. For a row :math:`i` with the set :math:`P(i)` of
+    other rows of its class in the batch, the value is the mean over :math:`p \\in P(i)`
+    of :math:`-\\log \\frac{\\exp(z_i z_p / t)}{\\sum_{a \\ne i} \\exp(z_i z_a / t)}` [1]_,
+    and 0 where the row is alone in its class. No list of pairs is made; memory is
+    linear in the number of training rows.
+
+    Parameters
+    ----------
+    temperature : float, default=0.1
+        The :math:`t` above, above 0. Lower separates near rows of other classes harder.
+
+    References
+    ----------
+    .. [1] Khosla et al. (2020). Supervised Contrastive Learning. NeurIPS.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from skpeft.objectives import Contrastive
+    >>> features = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
+    >>> Contrastive(temperature=1.0).value(features, torch.tensor([0, 0, 1]))
+    tensor([0.3133, 0.3133, 0.0000])
+    """
+
+    task = "classification"
+    balanced_batches = True
+    _parameter_constraints = {"temperature": [Interval(Real, 0, None, closed="neither")]}
+
+    def __init__(self, temperature=0.1):
+        self.temperature = temperature
+
+    def value(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Loss of each row, of shape (batch,)."""
+        unit = nn.functional.normalize(outputs, dim=1)
+        itself = torch.eye(len(unit), dtype=torch.bool, device=unit.device)
+        lowest = torch.finfo(unit.dtype).min  # finite, for a batch of a single row
+        similarity = (unit @ unit.T / self.temperature).masked_fill(itself, lowest)
+        log_share = similarity - similarity.logsumexp(dim=1, keepdim=True)
+        positive = (targets[:, None] == targets[None, :]) & ~itself
+        total = torch.where(positive, log_share, 0.0).sum(dim=1)
+        return -total / positive.sum(dim=1).clamp(min=1)
+
+
+class CrossEntropy(Objective):
+    """Cross-entropy of a linear layer trained jointly with the adapters.
+
+    The layer starts from the closed-form probe on the frozen features.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from skpeft.objectives import CrossEntropy
+    >>> CrossEntropy().value(torch.zeros(1, 2), torch.tensor([1]))
+    tensor([0.6931])
+    """
+
+    task = "classification"
+    needs_predictions = True
+
+    def value(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Loss of each row, of shape (batch,)."""
+        return nn.functional.cross_entropy(outputs, targets, reduction="none")
+
+
+class SquaredError(Objective):
+    """Half the squared error of a linear layer trained jointly with the adapters.
+
+    Targets are standardised. The layer starts from ridge regression on the frozen
+    features.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from skpeft.objectives import SquaredError
+    >>> SquaredError().value(torch.tensor([[3.0]]), torch.tensor([1.0]))
+    tensor([2.])
+    """
+
+    task = "regression"
+    needs_predictions = True
+
+    def value(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Loss of each row, of shape (batch,)."""
+        return 0.5 * (outputs.squeeze(1) - targets).square()
+
+
+class Huber(Objective):
+    """Huber loss of a linear layer trained jointly with the adapters.
+
+    As `SquaredError`, but linear beyond `delta`, so that outliers weigh less [1]_.
+
+    Parameters
+    ----------
+    delta : float, default=1.0
+        Where the loss becomes linear, in standard deviations of the target, above 0.
+
+    References
+    ----------
+    .. [1] Huber (1964). Robust Estimation of a Location Parameter. Annals of
+       Mathematical Statistics 35 (1).
+
+    Examples
+    --------
+    >>> import torch
+    >>> from skpeft.objectives import Huber
+    >>> Huber(delta=1.0).value(torch.tensor([[3.0]]), torch.tensor([1.0]))
+    tensor([1.5000])
+    """
+
+    task = "regression"
+    needs_predictions = True
+    _parameter_constraints = {"delta": [Interval(Real, 0, None, closed="neither")]}
+
+    def __init__(self, delta=1.0):
+        self.delta = delta
+
+    def value(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Loss of each row, of shape (batch,)."""
+        return nn.functional.huber_loss(
+            outputs.squeeze(1), targets, reduction="none", delta=float(self.delta)
+        )
+
+
+OBJECTIVES = {
+    "contrastive": Contrastive,
+    "cross_entropy": CrossEntropy,
+    "squared_error": SquaredError,
+    "huber": Huber,
+}
+_AUTO = {"classification": "contrastive", "regression": "squared_error"}
+
+__all__ = [
+    "OBJECTIVES",
+    "Contrastive",
+    "CrossEntropy",
+    "Huber",
+    "Objective",
+    "SquaredError",
+    "resolve_objective",
+]
+
+
+def resolve_objective(objective, task):
+    """Turn the estimators' `objective` into a spec of their own.
+
+    Parameters
+    ----------
+    objective : str or Objective
+        "auto", a name in `OBJECTIVES`, or a spec.
+    task : {"classification", "regression"}
+        What the estimator does.
+
+    Returns
+    -------
+    Objective
+        A checked copy; the given object is left as it is.
+
+    Raises
+    ------
+    ValueError
+        For an unknown name, a parameter out of range, or an objective of another task.
+    TypeError
+        If `objective` is something else.
+
+    Examples
+    --------
+    >>> from skpeft.objectives import resolve_objective
+    >>> resolve_objective("auto", "regression")
+    SquaredError()
+    """
+    fitting = [name for name, kind in OBJECTIVES.items() if kind.task == task]
+    if isinstance(objective, str):
+        name = _AUTO[task] if objective == "auto" else objective
+        if name not in fitting:
+            raise ValueError(one_of(name, ["auto", *fitting], f"objective for {task}"))
+        return OBJECTIVES[name]()
+    if not isinstance(objective, Objective):
+        raise TypeError(
+            f"objective must be a name or an instance of an objective, got {objective!r}. "
+            f"Names for {task}: {['auto', *fitting]}."
+        )
+    if objective.task != task:
+        raise ValueError(
+            f"{objective!r} is an objective for {objective.task}, but the estimator does "
+            f"{task}. Names for {task}: {['auto', *fitting]}."
+        )
+    spec = clone(objective)
+    spec.validate()
+    return spec

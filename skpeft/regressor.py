@@ -1,0 +1,184 @@
+"""The regressor."""
+
+from typing import NamedTuple
+
+import numpy as np
+from sklearn.base import RegressorMixin
+from sklearn.utils.validation import check_array, column_or_1d
+
+from skpeft._base import BaseAdapterEstimator
+
+
+class NumberTarget(NamedTuple):
+    """Numbers as training sees them: standardised."""
+
+    mean: float
+    scale: float
+
+    @property
+    def attributes(self) -> dict:
+        """Fitted attributes: none beyond the shared ones."""
+        return {}
+
+    def encode(self, y: np.ndarray) -> np.ndarray:
+        """Number of standard deviations above the mean."""
+        return (y - self.mean) / self.scale
+
+
+class AdapterRegressor(RegressorMixin, BaseAdapterEstimator):
+    """Regressor of texts that adapts a frozen encoder.
+
+    Small adapters inside a frozen transformer are trained on the labelled rows; then a
+    scikit-learn regressor, the head, is fitted on the adapted features. The encoder
+    itself never changes and is shared by all estimators of the process.
+
+    Parameters
+    ----------
+    encoder : str, SentenceTransformer or Encoder, \
+            default="sentence-transformers/all-MiniLM-L6-v2"
+        Name of a model on the Hugging Face hub or folder, a loaded model, or a spec of
+        `skpeft.encoders`.
+    adapter : {"lora", "bottleneck", "full"}, Adapter or None, default="lora"
+        What is trained: a name, a spec of `skpeft.adapters`, None for the head alone on
+        frozen features, or "full" for every weight of a private copy of the encoder.
+    rank : int or None, default=None
+        Overrides the capacity of the adapter (rank of LoRA, width of a bottleneck);
+        None keeps the adapter's own. Adapters without a capacity refuse it.
+    layers : int, sequence of int or None, default=None
+        Transformer blocks that get adapters: the last n, those of the indices, or all.
+    objective : {"auto", "squared_error", "huber"} or Objective, default="auto"
+        What adapters are trained for; "auto" is "squared_error".
+    head : regressor or None, default=None
+        Fitted on adapted features at the end. None: a ridge regression whose penalty is
+        chosen on frozen features.
+    max_epochs : int or None, default=None
+        Passes over the training rows. None: more for few rows, fewer for many.
+    batch_size : int or None, default=None
+        Rows of a training step. None: all rows up to 64.
+    learning_rate : float or None, default=None
+        Peak learning rate of AdamW [1]_. None: the adapter's own.
+    weight_decay : float, default=0.01
+        Decoupled weight decay of the trained weights.
+    warmup_fraction : float, default=0.1
+        Fraction of the steps in which the learning rate rises; then it falls to 0.
+    early_stopping : bool or "auto", default="auto"
+        Whether to stop when the score on validation rows no longer rises, and to keep
+        the best state. "auto": if `X_val` is given. True without `X_val` splits off
+        `validation_fraction` of the rows; the head is fitted on all rows.
+    validation_fraction : float, default=0.1
+        Fraction of the rows split off for early stopping, in (0, 1).
+    n_iter_no_change : int, default=5
+        Epochs without a gain of `tol` after which training stops.
+    tol : float, default=1e-4
+        Smallest gain of the validation score that counts.
+    warm_start : bool, default=False
+        Whether fit goes on from the adapters of the last fit.
+    random_state : int, RandomState or None, default=None
+        Decides initial values, batches, dropout and splits. Same seed, same result.
+    verbose : int, default=0
+        0 is silent; 1 shows a progress bar on stderr.
+    callback : callable or None, default=None
+        Called after each epoch with a dict with "epoch", "loss" and, with validation
+        rows, "validation_score"; returns True to stop.
+    device : str, default="auto"
+        "auto" (a GPU if there is one) or a device name of torch. Resolved again after
+        loading.
+    precision : {"auto", "float32", "float64", "bfloat16"}, default="auto"
+        "auto" is float32 on a CPU and bfloat16 matrix products on a CUDA GPU.
+
+    Attributes
+    ----------
+    head_ : regressor
+        The fitted head; works on the output of `transform`.
+    n_epochs_ : int
+        Epochs trained.
+    loss_curve_ : list of float
+        Mean training loss of each epoch.
+    validation_scores_ : list of float
+        Validation score of each epoch, the negative loss; empty without validation rows.
+    n_trainable_params_ : int
+        Trained weights in the encoder and its adapters, the head not counted.
+    n_frozen_params_ : int
+        Weights of the encoder that were left as they are.
+    n_features_in_ : int
+        Columns of X: 1 for texts, 2 for pairs.
+    feature_names_in_ : ndarray of shape (n_features_in_,)
+        Column names, if X was a frame.
+
+    See Also
+    --------
+    AdapterClassifier : The same for classes.
+    AdapterScores : Out-of-fold scores, for models on top.
+
+    References
+    ----------
+    .. [1] Loshchilov and Hutter (2019). Decoupled Weight Decay Regularization. ICLR.
+
+    Examples
+    --------
+    >>> from skpeft import AdapterRegressor
+    >>> texts = ["one", "one one", "one one one", "one one one one"]
+    >>> reg = AdapterRegressor(encoder="tiny", random_state=0).fit(texts, [1, 2, 3, 4])
+    >>> reg.predict(["one one one one"]).shape
+    (1,)
+    """
+
+    _task = "regression"
+
+    def __init__(
+        self,
+        encoder="sentence-transformers/all-MiniLM-L6-v2",
+        *,
+        adapter="lora",
+        rank=None,
+        layers=None,
+        objective="auto",
+        head=None,
+        max_epochs=None,
+        batch_size=None,
+        learning_rate=None,
+        weight_decay=0.01,
+        warmup_fraction=0.1,
+        early_stopping="auto",
+        validation_fraction=0.1,
+        n_iter_no_change=5,
+        tol=1e-4,
+        warm_start=False,
+        random_state=None,
+        verbose=0,
+        callback=None,
+        device="auto",
+        precision="auto",
+    ):
+        self.encoder = encoder
+        self.adapter = adapter
+        self.rank = rank
+        self.layers = layers
+        self.objective = objective
+        self.head = head
+        self.max_epochs = max_epochs
+        self.batch_size = batch_size
+        self.learning_rate = learning_rate
+        self.weight_decay = weight_decay
+        self.warmup_fraction = warmup_fraction
+        self.early_stopping = early_stopping
+        self.validation_fraction = validation_fraction
+        self.n_iter_no_change = n_iter_no_change
+        self.tol = tol
+        self.warm_start = warm_start
+        self.random_state = random_state
+        self.verbose = verbose
+        self.callback = callback
+        self.device = device
+        self.precision = precision
+
+    def _check_y(self, y):
+        if y is None:
+            raise ValueError(
+                "AdapterRegressor requires y to be passed, but the target y is None."
+            )
+        y = column_or_1d(y, warn=True)
+        return check_array(y, ensure_2d=False, dtype=np.float64, input_name="y")
+
+    def _learn_target(self, y):
+        return NumberTarget(float(np.mean(y)), float(np.std(y)) or 1.0)

@@ -1,0 +1,145 @@
+"""Scores of an estimator as features of another one, out of fold where rows were seen."""
+
+from typing import ClassVar
+
+import numpy as np
+from sklearn.base import BaseEstimator, TransformerMixin, clone, is_classifier
+from sklearn.model_selection import cross_val_predict
+from sklearn.utils.validation import check_is_fitted
+
+from skpeft._validation import HasMethods, Integral
+
+
+class AdapterScores(TransformerMixin, BaseEstimator):
+    """Turn an estimator's probabilities, or predictions, into features.
+
+    Adapted features of training rows carry their labels, so that any model fitted on
+    top trusts them blindly. This transformer gives scores instead: `fit_transform`
+    gives those of each training row from an estimator that has not seen the row, as
+    `sklearn.preprocessing.TargetEncoder` does; `transform` gives those of the estimator
+    fitted on all rows.
+
+    Parameters
+    ----------
+    estimator : estimator
+        Classifier with `predict_proba`, or regressor; it is cloned.
+    cv : int, cross-validation generator or iterable, default=5
+        How `fit_transform` splits the rows; an int is the number of folds, stratified
+        for classifiers.
+    n_jobs : int or None, default=None
+        Folds fitted at the same time.
+
+    Attributes
+    ----------
+    estimator_ : estimator
+        Fitted on all rows.
+
+    Examples
+    --------
+    >>> from skpeft import AdapterClassifier, AdapterScores
+    >>> texts = ["good film", "bad film", "good book", "bad book"]
+    >>> scores = AdapterScores(AdapterClassifier("tiny", random_state=0), cv=2)
+    >>> scores.fit_transform(texts, ["+", "-", "+", "-"]).shape
+    (4, 2)
+    >>> scores.get_feature_names_out()
+    array(['adapterscores_+', 'adapterscores_-'], dtype=object)
+    """
+
+    _parameter_constraints: ClassVar[dict] = {
+        "estimator": [HasMethods(["fit", "predict"])],
+        "cv": ["cv_object"],
+        "n_jobs": [Integral, None],
+    }
+
+    def __init__(self, estimator, *, cv=5, n_jobs=None):
+        self.estimator = estimator
+        self.cv = cv
+        self.n_jobs = n_jobs
+
+    def fit(self, X, y):
+        """Fit the estimator on all rows.
+
+        Parameters
+        ----------
+        X : sequence of samples
+            As the estimator takes it.
+        y : array-like of shape (n_samples,)
+            Targets.
+
+        Returns
+        -------
+        self : object
+            The fitted transformer.
+        """
+        self._validate_params()
+        self.estimator_ = clone(self.estimator).fit(X, y)
+        return self
+
+    def transform(self, X):
+        """Scores of the estimator that was fitted on all rows.
+
+        Parameters
+        ----------
+        X : sequence of samples
+            New rows. For the rows given to `fit` use `fit_transform`.
+
+        Returns
+        -------
+        ndarray of shape (n_samples, n_classes) or (n_samples, 1)
+            Probabilities in the order of the classes, or predictions.
+        """
+        check_is_fitted(self)
+        return _as_columns(getattr(self.estimator_, self._method)(X))
+
+    def fit_transform(self, X, y):
+        """Fit on all rows, and give each row's scores out of fold.
+
+        Parameters
+        ----------
+        X : sequence of samples
+            As the estimator takes it.
+        y : array-like of shape (n_samples,)
+            Targets.
+
+        Returns
+        -------
+        ndarray of shape (n_samples, n_classes) or (n_samples, 1)
+            Probabilities in the order of the classes, or predictions.
+        """
+        self.fit(X, y)
+        return _as_columns(
+            cross_val_predict(
+                self.estimator, X, y, cv=self.cv, n_jobs=self.n_jobs, method=self._method
+            )
+        )
+
+    def get_feature_names_out(self, input_features=None):
+        """Names of the columns: of the classes, or of the prediction.
+
+        Parameters
+        ----------
+        input_features : array-like of str or None, default=None
+            Ignored; the columns are scores.
+
+        Returns
+        -------
+        ndarray of str
+            One name a column.
+        """
+        check_is_fitted(self)
+        ends = self.estimator_.classes_ if is_classifier(self.estimator_) else ["prediction"]
+        return np.array([f"adapterscores_{end}" for end in ends], dtype=object)
+
+    @property
+    def _method(self):
+        return "predict_proba" if is_classifier(self.estimator) else "predict"
+
+    def __sklearn_tags__(self):
+        tags = super().__sklearn_tags__()
+        tags.target_tags.required = True
+        tags.input_tags.string = True
+        return tags
+
+
+def _as_columns(scores):
+    return scores[:, None] if scores.ndim == 1 else scores
