@@ -259,6 +259,11 @@ class BaseAdapterEstimator(
             items = network.prepare(samples)
         return network.features(items)
 
+    def _ask_head(self, method, X):
+        """Output of one method of the head on adapted features."""
+        features = self._features(X)
+        return getattr(self.head_, method)(features)
+
     def transform(self, X):
         """Adapted embeddings.
 
@@ -290,7 +295,7 @@ class BaseAdapterEstimator(
         ndarray of shape (n_samples,)
             Class labels as given to `fit`, or numbers.
         """
-        return self.head_.predict(self._features(X))
+        return self._ask_head("predict", X)
 
     def __sklearn_is_fitted__(self):
         return hasattr(self, "_network")

@@ -249,7 +249,7 @@ class AdapterClassifier(ClassifierMixin, BaseAdapterEstimator):
         ndarray of shape (n_samples, n_classes)
             In the order of `classes_`.
         """
-        return self.head_.predict_proba(self._features(X))
+        return self._ask_head("predict_proba", X)
 
     @available_if(_head_has("predict_proba"))
     def predict_log_proba(self, X):
@@ -282,4 +282,4 @@ class AdapterClassifier(ClassifierMixin, BaseAdapterEstimator):
         ndarray of shape (n_samples,) or (n_samples, n_classes)
             For two classes one score, positive for ``classes_[1]``.
         """
-        return self.head_.decision_function(self._features(X))
+        return self._ask_head("decision_function", X)
