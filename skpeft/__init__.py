@@ -17,7 +17,7 @@ _PUBLIC = {
     "testing": None,
 }
 
-__all__ = [*sorted(_PUBLIC), "__version__"]  # noqa: PLE0604
+__all__ = [*sorted(_PUBLIC), "__version__"]
 
 
 def __getattr__(name):

@@ -3,7 +3,11 @@
 from typing import ClassVar
 
 import numpy as np
-from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
+from sklearn.base import (
+    BaseEstimator,
+    ClassNamePrefixFeaturesOutMixin,
+    TransformerMixin,
+)
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_consistent_length, check_is_fitted
 
@@ -49,7 +53,16 @@ class BaseAdapterEstimator(
         "precision": [StrOptions({"auto", "float32", "float64", "bfloat16"})],
     }
 
-    def fit(self, X, y, sample_weight=None, *, X_val=None, y_val=None, sample_weight_val=None):
+    def fit(
+        self,
+        X,
+        y,
+        sample_weight=None,
+        *,
+        X_val=None,
+        y_val=None,
+        sample_weight_val=None,
+    ):
         """Train the adapters, then fit the head on adapted features.
 
         Parameters
@@ -93,7 +106,9 @@ class BaseAdapterEstimator(
         objective = resolve_objective(self.objective, self._task)
         data = self._check_rows(X, y, sample_weight, encoder.modality, reset=True)
         target = self._learn_target(data.y)
-        held_out = self._check_validation(X_val, y_val, sample_weight_val, encoder.modality)
+        held_out = self._check_validation(
+            X_val, y_val, sample_weight_val, encoder.modality
+        )
         if held_out is not None:
             target.encode(held_out.y)  # unseen labels are noticed before any work
         self._fit(encoder, adapter, objective, data, target, held_out)
@@ -123,9 +138,13 @@ class BaseAdapterEstimator(
         self._forget()
         rows = self._prepare(network, data, target)
         if adapter is not None:
-            training, validation = self._split(network, rows, target, held_out, random_state)
+            training, validation = self._split(
+                network, rows, target, held_out, random_state
+            )
             settings = self._settings(adapter, training, stop=validation is not None)
-            past += train(network, training, objective, settings, random_state, validation)
+            past += train(
+                network, training, objective, settings, random_state, validation
+            )
         features = network.features(rows.items)
         frozen = features if adapter is None else build(None).features(rows.items)
         self.head_ = self._fit_head(features, frozen, data, rows.weights)
@@ -141,7 +160,9 @@ class BaseAdapterEstimator(
     def _forget(self):
         """Drop what an earlier fit learned: from here on, fit succeeds or leaves nothing."""
         kept = ("n_features_in_", "feature_names_in_")
-        for name in [name for name in vars(self) if name.endswith("_") and name not in kept]:
+        for name in [
+            name for name in vars(self) if name.endswith("_") and name not in kept
+        ]:
             delattr(self, name)
         vars(self).pop("_network", None)
 
@@ -215,7 +236,9 @@ class BaseAdapterEstimator(
         if self.early_stopping is not True:
             return rows, None
         strata = rows.targets if self._task == "classification" else None
-        kept, left = split_rows(len(rows.items), self.validation_fraction, strata, random_state)
+        kept, left = split_rows(
+            len(rows.items), self.validation_fraction, strata, random_state
+        )
         return rows.take(kept), rows.take(left)
 
     def _settings(self, adapter, rows, *, stop):
@@ -224,8 +247,12 @@ class BaseAdapterEstimator(
         n_rows = len(rows.items)
         rate = self.learning_rate
         return Settings(
-            max_epochs=default_epochs(n_rows) if self.max_epochs is None else self.max_epochs,
-            batch_size=default_batch_size(n_rows) if self.batch_size is None else self.batch_size,
+            max_epochs=default_epochs(n_rows)
+            if self.max_epochs is None
+            else self.max_epochs,
+            batch_size=default_batch_size(n_rows)
+            if self.batch_size is None
+            else self.batch_size,
             learning_rate=adapter.default_learning_rate if rate is None else rate,
             weight_decay=self.weight_decay,
             warmup_fraction=self.warmup_fraction,
@@ -241,7 +268,9 @@ class BaseAdapterEstimator(
         head = self.head
         if head is None:
             head = default_head(features, data.y, weights, frozen, self._task)
-        return fit_head(head, features, data.y, weights, self._total_weights(data) is not None)
+        return fit_head(
+            head, features, data.y, weights, self._total_weights(data) is not None
+        )
 
     def _features(self, X):
         """Adapted features of new samples."""
@@ -302,7 +331,10 @@ class BaseAdapterEstimator(
 
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()
-        reads_text = self.encoder != "array" and getattr(self.encoder, "modality", "text") == "text"
+        reads_text = (
+            self.encoder != "array"
+            and getattr(self.encoder, "modality", "text") == "text"
+        )
         tags.input_tags.string = reads_text
         tags.input_tags.one_d_array = reads_text
         tags.input_tags.two_d_array = not reads_text

@@ -22,7 +22,9 @@ class ByReference:
         return {
             name: value
             for name, value in values.items()
-            if not (value is None or isinstance(value, str) or hasattr(value, "get_params"))
+            if not (
+                value is None or isinstance(value, str) or hasattr(value, "get_params")
+            )
         }
 
     def __sklearn_clone__(self):

@@ -50,7 +50,9 @@ def check_samples(estimator, X, modality: str, *, reset: bool) -> Sequence:
         return validate_data(estimator, X, reset=reset, dtype="numeric")
     samples = check_texts(X)
     width = 1 if isinstance(samples[0], str) else len(samples[0])
-    shape_only = X if hasattr(X, "columns") else np.empty((len(samples), width), dtype=object)
+    shape_only = (
+        X if hasattr(X, "columns") else np.empty((len(samples), width), dtype=object)
+    )
     validate_data(estimator, shape_only, reset=reset, skip_check_array=True)
     return samples
 
@@ -117,7 +119,7 @@ def _rows(X) -> list:
         return np.asarray(X, dtype=object).tolist()
     if isinstance(X, np.ndarray) or hasattr(X, "__array__"):
         if isinstance(X, np.ndarray) and X.dtype.kind not in "OUT":
-            raise ValueError(_numbers(X))
+            raise ValueError(_no_text(X))
         shape = np.shape(X)
         if len(shape) not in (1, 2):
             raise ValueError(
@@ -128,25 +130,32 @@ def _rows(X) -> list:
     return list(X)
 
 
-def _numbers(X) -> str:
+def _no_text(X) -> str:
+    kind = "numbers" if X.dtype.kind in "biufc" else "no text"
     return (
-        f"X holds numbers (dtype {X.dtype}), but the encoder of this estimator reads "
+        f"X holds {kind} (dtype {X.dtype}), but the encoder of this estimator reads "
         "texts. Pass str, or encoder=ArrayEncoder() for rows of numbers."
     )
 
 
 def _check_table(rows: list) -> list:
-    widths = {len(row) if isinstance(row, list | tuple) else None for row in rows}
-    if widths not in ({1}, {2}):
+    width = len(rows[0])
+    if width not in (1, 2):
         raise ValueError(
-            f"X has rows of {sorted(map(str, widths))} entries; one text or a pair of "
-            "texts a row is expected, so 1 or 2 columns. Select the text columns."
+            f"X has rows of {width} entries; one text or a pair of texts a row is "
+            "expected, so 1 or 2 columns. Select the text columns."
         )
+    for i, row in enumerate(rows):
+        if not isinstance(row, list | tuple) or len(row) != width:
+            raise ValueError(
+                f"X[{i}] is {row!r:.80} of type {type(row).__name__}, but X[0] is a row "
+                f"of {width}; every row must have as many texts. Give each row {width}."
+            )
     table = [
         tuple(_check_text(text, f"X[{i}, {j}]") for j, text in enumerate(row))
         for i, row in enumerate(rows)
     ]
-    return [row[0] for row in table] if widths == {1} else table
+    return [row[0] for row in table] if width == 1 else table
 
 
 def _check_text(text, place: str) -> str:
@@ -176,7 +185,10 @@ def split_rows(n_rows: int, fraction: float, strata, random_state: RandomState):
     """
     try:
         return train_test_split(
-            np.arange(n_rows), test_size=fraction, stratify=strata, random_state=random_state
+            np.arange(n_rows),
+            test_size=fraction,
+            stratify=strata,
+            random_state=random_state,
         )
     except ValueError as error:
         raise ValueError(
@@ -208,7 +220,9 @@ def length_batches(lengths: Sequence[int]) -> Iterator[np.ndarray]:
         start += size
 
 
-def shuffled_batches(n_rows: int, batch_size: int, random_state: RandomState) -> list[np.ndarray]:
+def shuffled_batches(
+    n_rows: int, batch_size: int, random_state: RandomState
+) -> list[np.ndarray]:
     """Row numbers of one epoch in random batches of nearly equal size."""
     n_batches = -(-n_rows // batch_size)
     return np.array_split(random_state.permutation(n_rows), n_batches)
@@ -237,18 +251,26 @@ def balanced_batches(
     members = {c: np.flatnonzero(classes == c) for c in np.unique(classes)}
     n_groups = min(len(members), max(1, batch_size // 2))
     per_class = batch_size // n_groups
-    queues = {c: _endless(rows, random_state) for c, rows in members.items()}
-    order = _endless(np.array(list(members)), random_state)
-    batches = []
-    for _ in range(-(-len(classes) // batch_size)):
-        batch = [
-            [next(queues[c]) for _ in range(min(per_class, len(members[c])))]
-            for c in dict.fromkeys(next(order) for _ in range(n_groups))
-        ]
-        batches.append(np.concatenate(batch))
-    return batches
+    queues = {
+        c: _endless(rows, min(per_class, len(rows)), random_state)
+        for c, rows in members.items()
+    }
+    groups = _endless(np.array(list(members)), n_groups, random_state)
+    return [
+        np.concatenate([next(queues[c]) for c in next(groups)])
+        for _ in range(-(-len(classes) // batch_size))
+    ]
 
 
-def _endless(values: np.ndarray, random_state: RandomState) -> Iterator:
+def _endless(
+    values: np.ndarray, size: int, random_state: RandomState
+) -> Iterator[np.ndarray]:
+    """Draws of `size` distinct values, from one shuffled round after the other."""
+    left = values[:0]
     while True:
-        yield from random_state.permutation(values)
+        if len(left) < size:
+            fresh = random_state.permutation(values)
+            drawn = np.isin(fresh, left)
+            left = np.concatenate([left, fresh[~drawn], fresh[drawn]])
+        yield left[:size]
+        left = left[size:]

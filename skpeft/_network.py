@@ -12,9 +12,12 @@ from sklearn.base import clone
 from torch import Tensor, nn
 
 from skpeft._data import length_batches
-from skpeft.adapters.base import Adapter, GeneratorDropout, check_roles, linear_sizes
+from skpeft._validation import one_of
+from skpeft.adapters.base import Adapter, GeneratorDropout
 from skpeft.encoders import FAMILIES
 from skpeft.encoders.base import Backbone, Encoder, Item
+
+Layers = int | Sequence[int] | None
 
 
 class Live(NamedTuple):
@@ -52,7 +55,7 @@ class AdapterNetwork:
         self,
         encoder: Encoder,
         adapter: Adapter | None,
-        layers,
+        layers: Layers,
         *,
         n_features: int,
         device: str,
@@ -110,7 +113,9 @@ class AdapterNetwork:
         All else that the spec says stays as it was at fit, and the fingerprint must agree.
         """
         former = self.encoder
-        self.encoder = clone(former).set_params(model=getattr(encoder, "model", former.model))
+        self.encoder = clone(former).set_params(
+            model=getattr(encoder, "model", former.model)
+        )
         try:
             _ = self.live
         except (OSError, ValueError):
@@ -125,7 +130,9 @@ class AdapterNetwork:
     @property
     def n_frozen(self) -> int:
         """Number of frozen weights."""
-        return sum(t.numel() for t in self.live.module.parameters() if not t.requires_grad)
+        return sum(
+            t.numel() for t in self.live.module.parameters() if not t.requires_grad
+        )
 
     def state(self) -> dict[str, np.ndarray]:
         """Copies of the trainable tensors as arrays on the CPU."""
@@ -143,7 +150,9 @@ class AdapterNetwork:
     @contextmanager
     def dropout(self, generator: torch.Generator | None) -> Iterator[None]:
         """Inside, dropout of the adapters draws from a generator, or rests with None."""
-        parts = [p for p in self.live.module.modules() if isinstance(p, GeneratorDropout)]
+        parts = [
+            p for p in self.live.module.modules() if isinstance(p, GeneratorDropout)
+        ]
         former = [part.generator for part in parts]
         for part in parts:
             part.generator = generator
@@ -163,7 +172,9 @@ class AdapterNetwork:
         batch = live.backbone.collate(items)
         weight_dtype, _ = resolve_precision(self.precision, live.device)
         batch = {
-            name: tensor.to(live.device, weight_dtype if tensor.is_floating_point() else None)
+            name: tensor.to(
+                live.device, weight_dtype if tensor.is_floating_point() else None
+            )
             for name, tensor in batch.items()
         }
         with autocast_to(live):
@@ -204,57 +215,82 @@ def attach(
     module: nn.Module,
     backbone: Backbone,
     adapter: Adapter,
-    layers,
+    layers: Layers,
     generator: torch.Generator,
 ) -> None:
     """Put the layers of an adapter into a network's own module tree, in place."""
     if adapter.trains_encoder and layers is None:
         adapter.release(module)
         return
-    for block in choose_blocks(module, backbone, layers):
+    table = check_table(backbone, adapter)
+    for block in choose_blocks(module.get_submodule(backbone.root), table, layers):
         if adapter.trains_encoder:
             adapter.release(block)
             continue
-        sites = find_sites(block, backbone, adapter)
-        linear_sizes(sites)
+        sites = {role: find_site(block, role, table) for role in adapter.target_roles()}
         for role, layer in adapter.attach(sites, generator).items():
-            parent, _, name = backbone.role_table[role].rpartition(".")
+            parent, _, name = table[role].rpartition(".")
             setattr(block.get_submodule(parent), name, layer)
 
 
-def choose_blocks(module: nn.Module, backbone: Backbone, layers) -> list[nn.Module]:
-    """Transformer blocks that get adapters.
+def check_table(backbone: Backbone, adapter: Adapter) -> dict[str, str]:
+    """Role table of a backbone, known to have the roles that an adapter acts on.
 
     Raises
     ------
     ValueError
-        If the model family is not known, or `layers` names a block that is not there.
+        If the model family is not known, or lacks a role.
     """
-    root = module.get_submodule(backbone.root)
-    if backbone.role_table is None:
-        linear = [name for name, part in root.named_modules() if isinstance(part, nn.Linear)]
+    table = backbone.role_table
+    if table is None:
         raise ValueError(
             f"The model family {backbone.family!r} is not known, so there is no telling "
             f"where adapters go. Known families: {sorted(FAMILIES)}. Pass role_table= to "
             "the encoder: a dict with the path of the list of blocks under 'blocks' and, "
             "for each role ('query', 'key', 'value', 'attention_output', 'ffn_in', "
             "'ffn_out'), the path of its linear layer inside a block. Linear layers "
-            f"found: {linear}."
+            f"found: {linear_names(backbone.module.get_submodule(backbone.root))}."
         )
-    path = backbone.role_table["blocks"]
-    blocks = list(root.get_submodule(path)) if path else [root]
+    for role in adapter.target_roles():
+        if role not in table:
+            roles = [name for name in table if name != "blocks"]
+            raise ValueError(
+                f"{adapter!r}: " + one_of(role, roles, "role of this encoder")
+            )
+    return table
+
+
+def choose_blocks(
+    root: nn.Module, table: dict[str, str], layers: Layers
+) -> list[nn.Module]:
+    """Transformer blocks that get adapters."""
+    path = table["blocks"]
+    blocks = list(root.get_submodule(path).children()) if path else [root]
     return [blocks[i] for i in layer_indices(layers, len(blocks))]
 
 
-def layer_indices(layers, n_blocks: int) -> list[int]:
-    """Indices of the chosen blocks: all, the last n, or those named."""
+def layer_indices(layers: Layers, n_blocks: int) -> list[int]:
+    """Indices of the chosen blocks: all, the last n, or those named.
+
+    Raises
+    ------
+    ValueError
+        If a block is named that is not there.
+    """
     if layers is None:
         return list(range(n_blocks))
-    indices = list(range(n_blocks - layers, n_blocks)) if np.isscalar(layers) else list(layers)
-    valid = indices and all(
-        isinstance(i, int | np.integer) and -n_blocks <= i < n_blocks for i in indices
-    )
-    if not valid or (np.isscalar(layers) and not 0 < layers <= n_blocks):
+    if isinstance(layers, int | np.integer):
+        indices, valid = (
+            list(range(n_blocks - int(layers), n_blocks)),
+            0 < layers <= n_blocks,
+        )
+    else:
+        indices = list(layers)
+        valid = bool(indices) and all(
+            isinstance(i, int | np.integer) and -n_blocks <= i < n_blocks
+            for i in indices
+        )
+    if not valid:
         raise ValueError(
             f"layers={layers!r} was given, but the encoder has {n_blocks} blocks: a number "
             f"from 1 to {n_blocks} means the last ones, a sequence holds indices from 0 to "
@@ -263,21 +299,27 @@ def layer_indices(layers, n_blocks: int) -> list[int]:
     return sorted({int(i) % n_blocks for i in indices})
 
 
-def find_sites(block: nn.Module, backbone: Backbone, adapter: Adapter) -> dict[str, nn.Module]:
-    """Layers of a block at the roles of an adapter."""
-    table = backbone.role_table or {}
-    check_roles(adapter, [role for role in table if role != "blocks"])
-    sites = {}
-    for role in adapter.target_roles():
-        try:
-            sites[role] = block.get_submodule(table[role])
-        except AttributeError:
-            linear = [name for name, part in block.named_modules() if isinstance(part, nn.Linear)]
-            raise ValueError(
-                f"The role table says that {role!r} is at {table[role]!r} of a block, but "
-                f"nothing is there. Linear layers found in the block: {linear}."
-            ) from None
-    return sites
+def find_site(block: nn.Module, role: str, table: dict[str, str]) -> nn.Linear:
+    """Linear layer of a block that has a role."""
+    try:
+        site = block.get_submodule(table[role])
+    except AttributeError:
+        site = None
+    if not isinstance(site, nn.Linear):
+        found = "nothing" if site is None else f"a {type(site).__name__}"
+        raise ValueError(
+            f"The role table says that {role!r} is at {table[role]!r} of a block, but "
+            f"{found} is there; adapters wrap torch.nn.Linear layers. Linear layers found "
+            f"in the block: {linear_names(block)}."
+        )
+    return site
+
+
+def linear_names(module: nn.Module) -> list[str]:
+    """Paths of the linear layers in a module."""
+    return [
+        name for name, part in module.named_modules() if isinstance(part, nn.Linear)
+    ]
 
 
 def load_tensors(module: nn.Module, state: dict[str, np.ndarray]) -> None:
@@ -317,7 +359,9 @@ def resolve_device(device: str) -> torch.device:
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
-def resolve_precision(precision: str, device: torch.device) -> tuple[torch.dtype, torch.dtype | None]:
+def resolve_precision(
+    precision: str, device: torch.device
+) -> tuple[torch.dtype, torch.dtype | None]:
     """Type of the weights, and type of matrix products where it differs."""
     if precision == "float64":
         return torch.float64, None
@@ -328,4 +372,6 @@ def resolve_precision(precision: str, device: torch.device) -> tuple[torch.dtype
 
 def autocast_to(live: Live) -> AbstractContextManager:
     """Context in which matrix products run in the reduced type, where one is asked for."""
-    return torch.autocast(live.device.type, live.autocast, enabled=live.autocast is not None)
+    return torch.autocast(
+        live.device.type, live.autocast, enabled=live.autocast is not None
+    )

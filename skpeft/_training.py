@@ -64,7 +64,9 @@ class History:
 class Linear(nn.Module):
     """Linear layer trained jointly with the adapters, on features of unit scale."""
 
-    def __init__(self, network: AdapterNetwork, rows: Rows, objective: Objective) -> None:
+    def __init__(
+        self, network: AdapterNetwork, rows: Rows, objective: Objective
+    ) -> None:
         super().__init__()
         features = network.features(rows.items)
         start = closed_form(features, rows.targets, rows.weights, objective.task)
@@ -122,15 +124,21 @@ def train(
     generator.manual_seed(int(random_state.randint(2**31 - 1)))
     try:
         with torch.enable_grad(), progress(settings) as bar, network.dropout(generator):
-            for loss in epochs(network, linear, rows, objective, settings, random_state):
+            for loss in epochs(
+                network, linear, rows, objective, settings, random_state
+            ):
                 history.losses.append(loss)
                 if validation is not None:
                     score = validate(network, linear, rows, validation, objective)
                     history.scores.append(score)
                     best.update(score, network)
                 bar.update(1)
-                bar.set_postfix({k: round(v, 4) for k, v in _last(history).items() if k != "epoch"})
-                asked = settings.callback is not None and settings.callback(_last(history))
+                bar.set_postfix(
+                    {k: round(v, 4) for k, v in _last(history).items() if k != "epoch"}
+                )
+                asked = settings.callback is not None and settings.callback(
+                    _last(history)
+                )
                 if asked or best.exhausted:
                     break
     except KeyboardInterrupt:
@@ -154,7 +162,10 @@ def epochs(
     random_state: RandomState,
 ) -> Iterator[float]:
     """Run the epochs one by one, giving the mean loss of each."""
-    parameters = [*network.trainable().values(), *(linear.parameters() if linear else [])]
+    parameters = [
+        *network.trainable().values(),
+        *(linear.parameters() if linear else []),
+    ]
     optimizer = torch.optim.AdamW(
         parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay
     )
@@ -165,7 +176,9 @@ def epochs(
         for batch in batches(rows, objective, settings.batch_size, random_state):
             for group in optimizer.param_groups:
                 group["lr"] = next(rate)
-            losses.append(train_step(network, linear, rows.take(batch), objective, optimizer))
+            losses.append(
+                train_step(network, linear, rows.take(batch), objective, optimizer)
+            )
         loss = float(torch.stack(losses).mean())
         if not math.isfinite(loss):
             raise ValueError(
@@ -251,12 +264,17 @@ def validate(
             held_out = held_out.to(network.live.device)
             return -float(mean_objective(held_out, linear, validation, objective))
         features = torch.from_numpy(network.features(rows.items))
-        unit, weights = nn.functional.normalize(features), torch.as_tensor(rows.weights).to(features)
+        unit, weights = (
+            nn.functional.normalize(features),
+            torch.as_tensor(rows.weights).to(features),
+        )
         targets = torch.as_tensor(rows.targets)
         means = torch.zeros(int(targets.max()) + 1, unit.shape[1], dtype=unit.dtype)
         means.index_add_(0, targets, unit * weights[:, None])
         nearest = (held_out @ nn.functional.normalize(means).T).argmax(dim=1).numpy()
-        return float(np.average(nearest == validation.targets, weights=validation.weights))
+        return float(
+            np.average(nearest == validation.targets, weights=validation.weights)
+        )
 
 
 class Best:
@@ -289,7 +307,12 @@ class Best:
 
 def progress(settings: Settings) -> tqdm:
     """Progress bar over epochs, on stderr, silent unless verbose."""
-    return tqdm(total=settings.max_epochs, desc="adapters", unit="epoch", disable=not settings.verbose)
+    return tqdm(
+        total=settings.max_epochs,
+        desc="adapters",
+        unit="epoch",
+        disable=not settings.verbose,
+    )
 
 
 def _last(history: History) -> dict[str, Any]:

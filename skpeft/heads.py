@@ -24,7 +24,9 @@ class Start(NamedTuple):
     intercept: np.ndarray
 
 
-def closed_form(features: np.ndarray, targets: np.ndarray, weights: np.ndarray, task: str) -> Start:
+def closed_form(
+    features: np.ndarray, targets: np.ndarray, weights: np.ndarray, task: str
+) -> Start:
     """Ridge regression on features, as the start of a linear layer.
 
     Parameters
@@ -40,7 +42,11 @@ def closed_form(features: np.ndarray, targets: np.ndarray, weights: np.ndarray, 
     """
     centre = np.average(features, axis=0, weights=weights)
     scale = feature_scale(features, weights)
-    outputs = np.eye(int(targets.max()) + 1)[targets] if task == "classification" else targets[:, None]
+    outputs = (
+        np.eye(int(targets.max()) + 1)[targets]
+        if task == "classification"
+        else targets[:, None]
+    )
     ridge = RidgeCV(_ALPHAS * len(features)) if len(features) > 2 else Ridge()
     ridge.fit((features - centre) / scale, outputs, sample_weight=weights)
     coef = np.reshape(ridge.coef_, (outputs.shape[1], -1))
@@ -54,7 +60,13 @@ def feature_scale(features: np.ndarray, weights: np.ndarray) -> float:
     return float(np.sqrt(square)) or 1.0
 
 
-def default_head(features: np.ndarray, y: np.ndarray, weights: np.ndarray, frozen: np.ndarray, task: str):
+def default_head(
+    features: np.ndarray,
+    y: np.ndarray,
+    weights: np.ndarray,
+    frozen: np.ndarray,
+    task: str,
+):
     """Linear head whose penalty does not depend on how the training rows were adapted.
 
     Adapted training features look separable, so nothing is chosen on them.
@@ -78,11 +90,15 @@ def default_head(features: np.ndarray, y: np.ndarray, weights: np.ndarray, froze
     if len(y) < 3:
         return Ridge(alpha=scale**2)
     frozen_scale = feature_scale(frozen, weights)
-    chosen = RidgeCV(_ALPHAS * len(y)).fit(frozen / frozen_scale, y, sample_weight=weights)
+    chosen = RidgeCV(_ALPHAS * len(y)).fit(
+        frozen / frozen_scale, y, sample_weight=weights
+    )
     return Ridge(alpha=float(chosen.alpha_) * scale**2)
 
 
-def fit_head(head, features: np.ndarray, y: np.ndarray, weights: np.ndarray, weighted: bool):
+def fit_head(
+    head, features: np.ndarray, y: np.ndarray, weights: np.ndarray, weighted: bool
+):
     """Fit a copy of a head on adapted features.
 
     Parameters

@@ -51,11 +51,11 @@ class Objective(BaseEstimator):
 
 
 class Contrastive(Objective):
-    """Supervised contrastive loss inside the batch.
+    r"""Supervised contrastive loss inside the batch.
 
     Features are scaled to length one. For a row :math:`i` with the set :math:`P(i)` of
-    other rows of its class in the batch, the value is the mean over :math:`p \\in P(i)`
-    of :math:`-\\log \\frac{\\exp(z_i z_p / t)}{\\sum_{a \\ne i} \\exp(z_i z_a / t)}` [1]_,
+    other rows of its class in the batch, the value is the mean over :math:`p \in P(i)`
+    of :math:`-\log \frac{\exp(z_i z_p / t)}{\sum_{a \ne i} \exp(z_i z_a / t)}` [1]_,
     and 0 where the row is alone in its class. No list of pairs is made; memory is
     linear in the number of training rows.
 
@@ -79,9 +79,11 @@ class Contrastive(Objective):
 
     task = "classification"
     balanced_batches = True
-    _parameter_constraints = {"temperature": [Interval(Real, 0, None, closed="neither")]}
+    _parameter_constraints = {
+        "temperature": [Interval(Real, 0, None, closed="neither")]
+    }
 
-    def __init__(self, temperature=0.1):
+    def __init__(self, temperature: float = 0.1) -> None:
         self.temperature = temperature
 
     def value(self, outputs: Tensor, targets: Tensor) -> Tensor:
@@ -92,8 +94,8 @@ class Contrastive(Objective):
         similarity = (unit @ unit.T / self.temperature).masked_fill(itself, lowest)
         log_share = similarity - similarity.logsumexp(dim=1, keepdim=True)
         positive = (targets[:, None] == targets[None, :]) & ~itself
-        total = torch.where(positive, log_share, 0.0).sum(dim=1)
-        return -total / positive.sum(dim=1).clamp(min=1)
+        total = torch.where(positive, -log_share, 0.0).sum(dim=1)
+        return total / positive.sum(dim=1).clamp(min=1)
 
 
 class CrossEntropy(Objective):
@@ -166,7 +168,7 @@ class Huber(Objective):
     needs_predictions = True
     _parameter_constraints = {"delta": [Interval(Real, 0, None, closed="neither")]}
 
-    def __init__(self, delta=1.0):
+    def __init__(self, delta: float = 1.0) -> None:
         self.delta = delta
 
     def value(self, outputs: Tensor, targets: Tensor) -> Tensor:
@@ -195,7 +197,7 @@ __all__ = [
 ]
 
 
-def resolve_objective(objective, task):
+def resolve_objective(objective: str | Objective, task: str) -> Objective:
     """Turn the estimators' `objective` into a spec of their own.
 
     Parameters

@@ -109,7 +109,12 @@ class AdapterScores(TransformerMixin, BaseEstimator):
         self.fit(X, y)
         return _as_columns(
             cross_val_predict(
-                self.estimator, X, y, cv=self.cv, n_jobs=self.n_jobs, method=self._method
+                self.estimator,
+                X,
+                y,
+                cv=self.cv,
+                n_jobs=self.n_jobs,
+                method=self._method,
             )
         )
 
@@ -127,7 +132,11 @@ class AdapterScores(TransformerMixin, BaseEstimator):
             One name a column.
         """
         check_is_fitted(self)
-        ends = self.estimator_.classes_ if is_classifier(self.estimator_) else ["prediction"]
+        ends = (
+            self.estimator_.classes_
+            if is_classifier(self.estimator_)
+            else ["prediction"]
+        )
         return np.array([f"adapterscores_{end}" for end in ends], dtype=object)
 
     @property

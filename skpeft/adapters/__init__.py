@@ -30,7 +30,9 @@ __all__ = [
 ]
 
 
-def resolve_adapter(adapter, rank=None):
+def resolve_adapter(
+    adapter: str | Adapter | None, rank: int | None = None
+) -> Adapter | None:
     """Turn the estimators' `adapter` and `rank` into a spec of their own.
 
     Parameters

@@ -6,7 +6,7 @@ import torch
 from sklearn.base import BaseEstimator, clone
 from torch import Tensor, nn
 
-from skpeft._validation import one_of, validate_spec
+from skpeft._validation import validate_spec
 
 #: Places in a transformer block, in the order in which data passes through them.
 ROLES = ("query", "key", "value", "attention_output", "ffn_in", "ffn_out")
@@ -39,7 +39,9 @@ class Adapter(BaseEstimator):
         """Roles at which the method acts."""
         raise NotImplementedError
 
-    def wrap(self, layer: nn.Linear, role: str, generator: torch.Generator) -> nn.Module:
+    def wrap(
+        self, layer: nn.Linear, role: str, generator: torch.Generator
+    ) -> nn.Module:
         """Return the module that replaces one frozen layer.
 
         Parameters
@@ -54,18 +56,32 @@ class Adapter(BaseEstimator):
         raise NotImplementedError
 
     def attach(
-        self, sites: dict[str, nn.Module], generator: torch.Generator
+        self, sites: dict[str, nn.Linear], generator: torch.Generator
     ) -> dict[str, nn.Module]:
         """Return the replacements for the layers of one block.
 
         Parameters
         ----------
-        sites : dict of str to torch.nn.Module
+        sites : dict of str to torch.nn.Linear
             The frozen layers at `target_roles()`, by role.
         generator : torch.Generator
             Source of the initial values, on the CPU.
         """
-        return {role: self.wrap(layer, role, generator) for role, layer in sites.items()}
+        return {
+            role: self.wrap(layer, role, generator) for role, layer in sites.items()
+        }
+
+    def release(self, module: nn.Module) -> None:
+        """Give a module trainable copies of its weights, in place.
+
+        Only for methods with `trains_encoder`.
+
+        Parameters
+        ----------
+        module : torch.nn.Module
+            Part of a network's own tree, whose tensors are still shared.
+        """
+        raise NotImplementedError
 
     def count(self, sites: dict[str, tuple[int, int]]) -> int:
         """Number of trainable parameters in one block, by formula.
@@ -104,7 +120,7 @@ class AdaptedLayer(nn.Module):
     The frozen layer stays reachable as `base`. Every other parameter is the adapter's.
     """
 
-    def __init__(self, base: nn.Module) -> None:
+    def __init__(self, base: nn.Linear) -> None:
         super().__init__()
         self.base = base
 
@@ -131,26 +147,3 @@ class GeneratorDropout(nn.Module):
             return x
         keep = torch.empty_like(x).bernoulli_(1.0 - self.p, generator=self.generator)
         return x * keep / (1.0 - self.p)
-
-
-def linear_sizes(sites: dict[str, nn.Module]) -> dict[str, tuple[int, int]]:
-    """Input and output width of each linear layer."""
-    sizes = {}
-    for role, layer in sites.items():
-        if not isinstance(layer, nn.Linear):
-            raise ValueError(
-                f"The role {role!r} points to a {type(layer).__name__}; adapters wrap "
-                "torch.nn.Linear layers. Correct the role table of the encoder."
-            )
-        sizes[role] = (layer.in_features, layer.out_features)
-    return sizes
-
-
-def check_roles(adapter: Adapter, available) -> None:
-    """Raise a `ValueError` if the adapter names a role that the encoder lacks."""
-    for role in adapter.target_roles():
-        if role not in available:
-            raise ValueError(
-                f"{adapter!r} acts on a role that this encoder lacks: "
-                + one_of(role, available, "role of it")
-            )

@@ -17,12 +17,12 @@ _PLACES = {
 
 
 class Bottleneck(Adapter):
-    """Small two-layer network beside the frozen sub-layers.
+    r"""Small two-layer network beside the frozen sub-layers.
 
-    With :math:`f(x) = U\\, \\mathrm{relu}(D\\, \\mathrm{drop}(x) + d) + u` of inner width
+    With :math:`f(x) = U\, \mathrm{relu}(D\, \mathrm{drop}(x) + d) + u` of inner width
     `bottleneck_dim`, the output :math:`h` of a sub-layer becomes :math:`h + f(h)`; it is
     taken before the residual connection and its normalisation. The parallel form adds
-    :math:`s\\,f(x)` of the feed-forward's input :math:`x` to its output, with :math:`s`
+    :math:`s\,f(x)` of the feed-forward's input :math:`x` to its output, with :math:`s`
     = 4. :math:`U` and :math:`u` start at zero, so the block starts as the frozen one.
 
     Parameters
@@ -58,7 +58,13 @@ class Bottleneck(Adapter):
         "dropout": [Interval(Real, 0, 1, closed="left")],
     }
 
-    def __init__(self, bottleneck_dim=32, *, placement="houlsby", dropout=0.0):
+    def __init__(
+        self,
+        bottleneck_dim: int = 32,
+        *,
+        placement: str = "houlsby",
+        dropout: float = 0.0,
+    ) -> None:
         self.bottleneck_dim = bottleneck_dim
         self.placement = placement
         self.dropout = dropout
@@ -67,13 +73,15 @@ class Bottleneck(Adapter):
         """Roles at which the method acts."""
         return _PLACES[self.placement]
 
-    def wrap(self, layer: nn.Linear, role: str, generator: torch.Generator) -> nn.Module:
+    def wrap(
+        self, layer: nn.Linear, role: str, generator: torch.Generator
+    ) -> nn.Module:
         """Return `layer` followed by a bottleneck with a skip connection."""
         width = layer.out_features
         return SerialBottleneck(layer, self._network(width, width, generator))
 
     def attach(
-        self, sites: dict[str, nn.Module], generator: torch.Generator
+        self, sites: dict[str, nn.Linear], generator: torch.Generator
     ) -> dict[str, nn.Module]:
         """Return the replacements for the layers of one block."""
         if self.placement != "parallel":
@@ -96,15 +104,24 @@ class Bottleneck(Adapter):
             self.bottleneck_dim * (n_in + n_out + 1) + n_out for n_in, n_out in shapes
         )
 
-    def _network(self, n_in: int, n_out: int, generator: torch.Generator) -> nn.Module:
-        return BottleneckNetwork(n_in, self.bottleneck_dim, n_out, self.dropout, generator)
+    def _network(
+        self, n_in: int, n_out: int, generator: torch.Generator
+    ) -> "BottleneckNetwork":
+        return BottleneckNetwork(
+            n_in, self.bottleneck_dim, n_out, self.dropout, generator
+        )
 
 
 class BottleneckNetwork(nn.Module):
     """Down-projection, ReLU, up-projection; zero at the start."""
 
     def __init__(
-        self, n_in: int, width: int, n_out: int, dropout: float, generator: torch.Generator
+        self,
+        n_in: int,
+        width: int,
+        n_out: int,
+        dropout: float,
+        generator: torch.Generator,
     ) -> None:
         super().__init__()
         bound = 1.0 / math.sqrt(n_in)
@@ -112,7 +129,9 @@ class BottleneckNetwork(nn.Module):
         def zeros(*shape: int) -> Tensor:
             return torch.zeros(*shape, dtype=torch.float32, device="cpu")
 
-        self.down = nn.Parameter(zeros(width, n_in).uniform_(-bound, bound, generator=generator))
+        self.down = nn.Parameter(
+            zeros(width, n_in).uniform_(-bound, bound, generator=generator)
+        )
         self.down_bias = nn.Parameter(zeros(width))
         self.up = nn.Parameter(zeros(n_out, width))
         self.up_bias = nn.Parameter(zeros(n_out))

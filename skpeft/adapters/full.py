@@ -1,6 +1,5 @@
 """Full fine-tuning, behind the same contract as the adapters."""
 
-import torch
 from torch import nn
 
 from skpeft.adapters.base import Adapter
@@ -37,8 +36,7 @@ class FullFineTuning(Adapter):
         """
         copies: dict[int, nn.Parameter] = {}
         for part in module.modules():
-            for name, parameter in part.named_parameters(recurse=False):
+            for name, parameter in list(part.named_parameters(recurse=False)):
                 if id(parameter) not in copies:
                     copies[id(parameter)] = nn.Parameter(parameter.detach().clone())
                 setattr(part, name, copies[id(parameter)])
-        torch.nn.Module.requires_grad_(module, True)

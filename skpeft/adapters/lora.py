@@ -1,6 +1,7 @@
 """Low-rank adaptation."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -10,9 +11,9 @@ from skpeft.adapters.base import AdaptedLayer, Adapter, GeneratorDropout
 
 
 class LoRA(Adapter):
-    """Low-rank update of frozen linear layers.
+    r"""Low-rank update of frozen linear layers.
 
-    A layer :math:`W x + b` becomes :math:`W x + b + s\\, B A\\, \\mathrm{drop}(x)` with
+    A layer :math:`W x + b` becomes :math:`W x + b + s\, B A\, \mathrm{drop}(x)` with
     :math:`A` of shape (rank, in), :math:`B` of shape (out, rank) and scaling :math:`s`.
     :math:`B` starts at zero, so the adapted layer starts as the frozen one.
 
@@ -57,13 +58,13 @@ class LoRA(Adapter):
 
     def __init__(
         self,
-        rank=8,
+        rank: int = 8,
         *,
-        alpha=None,
-        dropout=0.0,
-        roles=("query", "value"),
-        rank_stabilized=False,
-    ):
+        alpha: float | None = None,
+        dropout: float = 0.0,
+        roles: Sequence[str] = ("query", "value"),
+        rank_stabilized: bool = False,
+    ) -> None:
         self.rank = rank
         self.alpha = alpha
         self.dropout = dropout
@@ -80,7 +81,9 @@ class LoRA(Adapter):
         """Roles at which the method acts."""
         return tuple(self.roles)
 
-    def wrap(self, layer: nn.Linear, role: str, generator: torch.Generator) -> nn.Module:
+    def wrap(
+        self, layer: nn.Linear, role: str, generator: torch.Generator
+    ) -> nn.Module:
         """Return `layer` with a low-rank update beside it."""
         return LoRALinear(layer, self.rank, self.scaling, self.dropout, generator)
 

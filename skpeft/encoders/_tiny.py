@@ -43,8 +43,12 @@ class Block(nn.Module):
             heads(self.value(x)),
             attn_mask=None if mask is None else mask[:, None, None, :],
         )
-        hidden = hidden + self.attention_output(mixed.transpose(1, 2).reshape(batch, seq, dim))
-        return hidden + self.ffn_out(nn.functional.gelu(self.ffn_in(self.ffn_norm(hidden))))
+        hidden = hidden + self.attention_output(
+            mixed.transpose(1, 2).reshape(batch, seq, dim)
+        )
+        return hidden + self.ffn_out(
+            nn.functional.gelu(self.ffn_in(self.ffn_norm(hidden)))
+        )
 
 
 class TinyTransformer(nn.Module):
@@ -96,7 +100,10 @@ class WordEmbedding(nn.Module):
         self.words = nn.Embedding(n_buckets, dim)
         position = torch.arange(max_length, dtype=torch.float32).unsqueeze(1)
         frequency = torch.exp(torch.arange(0, dim, 2) * (-math.log(1e4) / dim))
-        table = torch.cat([(position * frequency).sin(), (position * frequency).cos()], dim=1)
+        table = torch.cat(
+            [(position * frequency).sin(), (position * frequency).cos()], dim=1
+        )
+        self.positions: Tensor
         self.register_buffer("positions", 0.1 * table)
 
     def forward(self, batch: dict[str, Tensor]) -> Tensor:

@@ -11,7 +11,14 @@ from skpeft._cloning import ByReference
 from skpeft._validation import HasMethods, Integral, Interval
 from skpeft.encoders import _registry
 from skpeft.encoders._tiny import ROLE_TABLE, ColumnEmbedding, TinyTransformer, seeded
-from skpeft.encoders.base import Backbone, Encoder, Item, alias_memo, digest, tensor_state
+from skpeft.encoders.base import (
+    Backbone,
+    Encoder,
+    Item,
+    alias_memo,
+    digest,
+    tensor_state,
+)
 
 
 class ArrayEncoder(ByReference, Encoder):
@@ -58,14 +65,18 @@ class ArrayEncoder(ByReference, Encoder):
         "seed": [Interval(Integral, 0, None, closed="left")],
     }
 
-    def __init__(self, module=None, *, role_table=None, hidden_size=32, n_layers=2, seed=0):
+    def __init__(
+        self, module=None, *, role_table=None, hidden_size=32, n_layers=2, seed=0
+    ):
         self.module = module
         self.role_table = role_table
         self.hidden_size = hidden_size
         self.n_layers = n_layers
         self.seed = seed
 
-    def load(self, *, n_features: int, device: torch.device, dtype: torch.dtype) -> Backbone:
+    def load(
+        self, *, n_features: int, device: torch.device, dtype: torch.dtype
+    ) -> Backbone:
         """Return the frozen backbone."""
         self.validate()
         if self.module is not None:
@@ -75,13 +86,24 @@ class ArrayEncoder(ByReference, Encoder):
                 f"hidden_size={self.hidden_size} was given to ArrayEncoder; it must be a "
                 "multiple of 8, the number of attention heads being 8. Try 32."
             )
-        key = ("array", n_features, self.hidden_size, self.n_layers, self.seed, device, dtype)
+        key = (
+            "array",
+            n_features,
+            self.hidden_size,
+            self.n_layers,
+            self.seed,
+            device,
+            dtype,
+        )
         return _registry.get(key, lambda: self._build_seeded(n_features, device, dtype))
 
-    def _build_seeded(self, n_features: int, device: torch.device, dtype: torch.dtype) -> Backbone:
+    def _build_seeded(
+        self, n_features: int, device: torch.device, dtype: torch.dtype
+    ) -> Backbone:
         embed = ColumnEmbedding(n_features, self.hidden_size)
         module = seeded(
-            TinyTransformer(embed, self.hidden_size, self.n_layers, n_heads=8), self.seed
+            TinyTransformer(embed, self.hidden_size, self.n_layers, n_heads=8),
+            self.seed,
         )
         fingerprint = digest(module)
         return ArrayBackbone(
@@ -129,4 +151,6 @@ class ArrayBackbone(Backbone):
 
     def collate(self, items: Sequence[Item]) -> dict[str, Tensor]:
         """Stack rows to a tensor of shape (batch, n_features)."""
-        return {"values": torch.from_numpy(np.stack([item["values"] for item in items]))}
+        return {
+            "values": torch.from_numpy(np.stack([item["values"] for item in items]))
+        }

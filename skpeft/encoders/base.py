@@ -28,7 +28,9 @@ class Encoder(BaseEstimator):
     modality: ClassVar[str] = "text"
     _parameter_constraints: ClassVar[dict] = {}
 
-    def load(self, *, n_features: int, device: torch.device, dtype: torch.dtype) -> "Backbone":
+    def load(
+        self, *, n_features: int, device: torch.device, dtype: torch.dtype
+    ) -> "Backbone":
         """Return the frozen backbone, one per process for equal parameters.
 
         Parameters
@@ -160,7 +162,9 @@ def digest(module: nn.Module, *details: object) -> str:
     return state.hexdigest()
 
 
-def pad(rows: Sequence[np.ndarray], value: int = 0, side: str = "right") -> tuple[Tensor, Tensor]:
+def pad(
+    rows: Sequence[np.ndarray], value: int = 0, side: str = "right"
+) -> tuple[Tensor, Tensor]:
     """Stack rows of ids, filled up to the longest.
 
     Parameters
@@ -181,7 +185,9 @@ def pad(rows: Sequence[np.ndarray], value: int = 0, side: str = "right") -> tupl
     ids = np.full((len(rows), longest), value, dtype=np.int64)
     mask = np.zeros((len(rows), longest), dtype=np.int64)
     for i, row in enumerate(rows):
-        place = slice(0, len(row)) if side == "right" else slice(longest - len(row), None)
+        place = (
+            slice(0, len(row)) if side == "right" else slice(longest - len(row), None)
+        )
         ids[i, place] = row
         mask[i, place] = 1
     return torch.from_numpy(ids), torch.from_numpy(mask)

@@ -6,7 +6,7 @@ import warnings
 import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -28,7 +28,13 @@ from skpeft.encoders.base import (
 
 POOLINGS = ("cls", "lasttoken", "max", "mean", "mean_sqrt_len_tokens", "weightedmean")
 # Token ids of these show which tokenizer a model has: case, accents, scripts, digits.
-_PROBES = ("The Quick brown fox; 12.5%", "Ünïcödé", "Быстрая лиса", "快速的狐狸", "ثعلب")
+_PROBES = (
+    "The Quick brown fox; 12.5%",
+    "Ünïcödé",
+    "Быстрая лиса",
+    "快速的狐狸",
+    "ثعلب",
+)
 
 
 class TextEncoder(ByReference, Encoder):
@@ -102,7 +108,9 @@ class TextEncoder(ByReference, Encoder):
         self.role_table = role_table
         self.include_weights = include_weights
 
-    def load(self, *, n_features: int, device: torch.device, dtype: torch.dtype) -> Backbone:
+    def load(
+        self, *, n_features: int, device: torch.device, dtype: torch.dtype
+    ) -> Backbone:
         """Return the frozen backbone.
 
         Raises
@@ -214,7 +222,10 @@ class TextModule(nn.Module):
     """A transformer and the modules that turn its token features into one vector."""
 
     def __init__(
-        self, transformer: nn.Module, tail: Sequence[nn.Module], truncate_dim: int | None
+        self,
+        transformer: nn.Module,
+        tail: Sequence[nn.Module],
+        truncate_dim: int | None,
     ) -> None:
         super().__init__()
         self.transformer = transformer
@@ -239,11 +250,13 @@ class TextBackbone(Backbone):
     """Loaded weights under the options of a `TextEncoder`."""
 
     def __init__(self, weights: Weights, encoder: TextEncoder) -> None:
-        config = weights.module.transformer.config
+        config: Any = weights.module.transformer.config
         tail = list(weights.module.tail)
         if encoder.pooling is not None:
             tail = _pooled_by(encoder.pooling, config.hidden_size)
-        module = TextModule(weights.module.transformer, tail, weights.module.truncate_dim)
+        module = TextModule(
+            weights.module.transformer, tail, weights.module.truncate_dim
+        )
         super().__init__(
             module,
             fingerprint=weights.fingerprint,
@@ -255,7 +268,9 @@ class TextBackbone(Backbone):
         self._lock = threading.Lock()
         self._prompt = weights.prompt if encoder.prompt is None else encoder.prompt
         self._max_length = _checked_length(encoder.max_length, weights)
-        module.prompt_length = len(self._ids([self._prompt])[0]) - 1 if self._prompt else 0
+        module.prompt_length = (
+            len(self._ids([self._prompt])[0]) - 1 if self._prompt else 0
+        )
 
     def prepare(self, samples: Sequence) -> list[Item]:
         """Token ids of each text or pair, special tokens included."""
@@ -269,7 +284,10 @@ class TextBackbone(Backbone):
         names = [name for name in ("input_ids", "token_type_ids") if name in encoded]
         rows = zip(*(encoded[name] for name in names), strict=True)
         return [
-            {name: np.array(part, dtype=np.int32) for name, part in zip(names, row, strict=True)}
+            {
+                name: np.array(part, dtype=np.int32)
+                for name, part in zip(names, row, strict=True)
+            }
             for row in rows
         ]
 
@@ -297,7 +315,9 @@ class TextBackbone(Backbone):
         ids, mask = pad([item["input_ids"] for item in items], fill, side)
         batch = {"input_ids": ids, "attention_mask": mask}
         if "token_type_ids" in items[0]:
-            batch["token_type_ids"], _ = pad([item["token_type_ids"] for item in items], 0, side)
+            batch["token_type_ids"], _ = pad(
+                [item["token_type_ids"] for item in items], 0, side
+            )
         return batch
 
     def length(self, item: Item) -> int:
@@ -345,15 +365,15 @@ def _pooled_by(pooling: str, hidden_size: int) -> list[nn.Module]:
 
 def _describe(part: nn.Module) -> tuple:
     """Kind of a pooling or projection module, in the same words whatever the version."""
-    modes = getattr(part, "pooling_mode", None)
+    modes: Any = getattr(part, "pooling_mode", None)
     if modes is None and hasattr(part, "get_pooling_mode_str"):
-        modes = part.get_pooling_mode_str()
+        modes = cast(Any, part).get_pooling_mode_str()
     return type(part).__name__, str(modes), getattr(part, "include_prompt", None)
 
 
 def _checked_length(asked: int | None, weights: Weights) -> int:
     """Tokens kept of a sample: what was asked for, within what the model can take."""
-    config = weights.module.transformer.config
+    config: Any = weights.module.transformer.config
     limit = weights.tokenizer.model_max_length
     if limit > 1_000_000:  # the tokenizer does not say
         limit = getattr(config, "max_position_embeddings", None) or 512

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from skpeft._validation import Integral, Interval
 from skpeft.encoders import _registry
@@ -57,7 +57,9 @@ class TinyTextEncoder(Encoder):
         self.n_layers = n_layers
         self.seed = seed
 
-    def load(self, *, n_features: int, device: torch.device, dtype: torch.dtype) -> Backbone:
+    def load(
+        self, *, n_features: int, device: torch.device, dtype: torch.dtype
+    ) -> Backbone:
         """Return the frozen backbone."""
         self.validate()
         if self.hidden_size % 4:
@@ -66,12 +68,15 @@ class TinyTextEncoder(Encoder):
                 "a multiple of 4, the number of attention heads. Try 32."
             )
         shape = (self.max_length, self.hidden_size, self.n_layers, self.seed)
-        return _registry.get(("tiny", *shape, device, dtype), lambda: self._build(device, dtype))
+        return _registry.get(
+            ("tiny", *shape, device, dtype), lambda: self._build(device, dtype)
+        )
 
     def _build(self, device: torch.device, dtype: torch.dtype) -> Backbone:
         embed = WordEmbedding(_N_BUCKETS, self.max_length, self.hidden_size)
         module = seeded(
-            TinyTransformer(embed, self.hidden_size, self.n_layers, n_heads=4), self.seed
+            TinyTransformer(embed, self.hidden_size, self.n_layers, n_heads=4),
+            self.seed,
         )
         fingerprint = digest(module, self.max_length)
         return TinyTextBackbone(module.to(device, dtype), self.max_length, fingerprint)
@@ -80,7 +85,9 @@ class TinyTextEncoder(Encoder):
 class TinyTextBackbone(Backbone):
     """Hashes words; frozen transformer."""
 
-    def __init__(self, module: TinyTransformer, max_length: int, fingerprint: str) -> None:
+    def __init__(
+        self, module: nn.Module, max_length: int, fingerprint: str
+    ) -> None:
         super().__init__(
             module, fingerprint=fingerprint, role_table=ROLE_TABLE, family="tiny"
         )

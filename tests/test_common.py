@@ -1,0 +1,46 @@
+"""scikit-learn's own checks, all of them, over rows of numbers."""
+
+import inspect
+
+import pytest
+from sklearn.utils.estimator_checks import (
+    check_param_validation,
+    estimator_checks_generator,
+    parametrize_with_checks,
+)
+
+from skpeft import AdapterClassifier, AdapterRegressor
+
+# float64, since the invariance checks compare at 1e-7.
+ESTIMATORS = [
+    kind("array", random_state=0, precision="float64", device="cpu")
+    for kind in (AdapterClassifier, AdapterRegressor)
+]
+WEIGHTS = "check_sample_weight_equivalence_on_dense_data"
+EXPECTED = {
+    WEIGHTS: "a row of weight 2 is one row of a batch, a repeated row is two: batches, "
+    "and with them the steps of training, differ"
+}
+
+
+@parametrize_with_checks(ESTIMATORS, expected_failed_checks=lambda estimator: EXPECTED)
+def test_estimator_on_numeric_rows_passes_check(estimator, check):
+    check(estimator)
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS, ids=lambda e: type(e).__name__)
+def test_estimator_on_numeric_rows_runs_the_whole_list(estimator):
+    names = {
+        getattr(check, "func", check).__name__
+        for _, check in estimator_checks_generator(estimator, mark=None)
+    }
+    assert len(names) > 50
+    assert "check_fit2d_1sample" in names
+    assert WEIGHTS in names
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS, ids=lambda e: type(e).__name__)
+def test_estimator_with_wrong_parameter_is_refused_before_fitting(estimator):
+    check_param_validation(type(estimator).__name__, estimator)
+    names = set(inspect.signature(type(estimator)).parameters)
+    assert names == set(estimator._parameter_constraints)

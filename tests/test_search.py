@@ -1,0 +1,119 @@
+"""Search and composition as scikit-learn users do it."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.compose import ColumnTransformer
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import GridSearchCV, cross_val_predict, cross_val_score
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import FunctionTransformer, StandardScaler
+
+from skpeft import AdapterClassifier, AdapterRegressor, AdapterScores
+from skpeft.adapters import LoRA
+
+RNG = np.random.RandomState(0)
+WORDS = {"air": ["plane", "flight", "wing"], "sea": ["ship", "port", "sail"]}
+LABELS = np.array(["air", "sea"] * 12)
+TEXTS = np.array([" ".join([*RNG.choice(WORDS[y], 2), RNG.choice(["x", "y"])]) for y in LABELS])
+
+
+def classifier(**parameters):
+    return AdapterClassifier("tiny", random_state=0, max_epochs=3, **parameters)
+
+
+@pytest.mark.parametrize(
+    "grid",
+    [
+        {"rank": [2, 4]},
+        {"adapter": ["lora", "bottleneck"], "rank": [2, 4]},
+        {"layers": [None, 1, [0]]},
+        {"objective": ["contrastive", "cross_entropy"]},
+        [{"adapter": [None, "full"]}, {"adapter": ["lora"], "rank": [2]}],
+    ],
+    ids=str,
+)
+def test_grid_search_over_parameters_finds_a_fitted_winner(grid):
+    search = GridSearchCV(classifier(), grid, cv=2, error_score="raise").fit(TEXTS, LABELS)
+    assert search.best_score_ == max(search.cv_results_["mean_test_score"])
+    assert search.best_score_ > 0.9
+    assert search.predict(TEXTS).shape == LABELS.shape
+
+
+def test_grid_search_over_nested_spec_parameter_prefers_the_better_value():
+    # A rank-1 adapter that hardly learns against one that does, by training loss.
+    search = GridSearchCV(
+        classifier(adapter=LoRA()),
+        {"adapter__alpha": [1e-9, 16.0]},
+        scoring=lambda est, X, y: -est.loss_curve_[-1],
+        cv=2,
+        error_score="raise",
+    )
+    assert search.fit(TEXTS, LABELS).best_params_ == {"adapter__alpha": 16.0}
+
+
+def test_grid_search_in_two_processes_gives_the_same_labels():
+    grid = {"rank": [2, 4]}
+    alone, shared = (
+        GridSearchCV(classifier(), grid, cv=2, n_jobs=n, error_score="raise").fit(TEXTS, LABELS)
+        for n in (None, 2)
+    )
+    assert alone.best_params_ == shared.best_params_
+    agree = np.mean(alone.predict(TEXTS) == shared.predict(TEXTS))
+    assert agree >= 0.99
+    np.testing.assert_allclose(
+        alone.cv_results_["mean_test_score"], shared.cv_results_["mean_test_score"]
+    )
+
+
+def test_classifier_in_pipeline_and_cross_validation():
+    lower = FunctionTransformer(lambda texts: [text.lower() for text in texts])
+    pipe = make_pipeline(lower, classifier())
+    assert cross_val_score(pipe, [t.upper() for t in TEXTS], LABELS, cv=3).mean() > 0.9
+    proba = cross_val_predict(classifier(), TEXTS, LABELS, cv=3, method="predict_proba")
+    assert proba.shape == (len(TEXTS), 2)
+    assert np.allclose(proba.sum(axis=1), 1)
+
+
+def test_transform_feeds_another_model_and_names_its_columns():
+    clf = classifier().set_output(transform="pandas").fit(TEXTS, LABELS)
+    frame = clf.transform(TEXTS)
+    assert list(frame.columns) == list(clf.get_feature_names_out())
+    assert frame.shape == (len(TEXTS), 32)
+    features = clf.set_output(transform="default").transform(TEXTS)
+    np.testing.assert_array_equal(clf.head_.predict(features), clf.predict(TEXTS))
+
+
+def test_scores_beside_numeric_columns_in_column_transformer():
+    frame = pd.DataFrame({"text": TEXTS, "n": RNG.randn(len(TEXTS))})
+    columns = ColumnTransformer(
+        [("text", AdapterScores(classifier(), cv=3), "text"), ("n", StandardScaler(), ["n"])]
+    )
+    model = make_pipeline(columns, LogisticRegression())
+    assert cross_val_score(model, frame, LABELS, cv=3).mean() > 0.9
+    names = model.fit(frame, LABELS)[0].get_feature_names_out()
+    assert list(names) == ["text__adapterscores_air", "text__adapterscores_sea", "n__n"]
+
+
+def test_scores_of_training_rows_are_out_of_fold():
+    # Labels are random, so nothing can be known about a row that was not seen.
+    texts = [f"{i} {RNG.randint(1000)}" for i in range(60)]
+    y = RNG.permutation([0, 1] * 30)
+    clf = AdapterClassifier("tiny", random_state=0, max_epochs=60, learning_rate=1e-2)
+    scores = AdapterScores(clf, cv=3)
+    honest = scores.fit_transform(texts, y)[:, 1]
+    leaked = scores.transform(texts)[:, 1]
+    assert np.mean((leaked > 0.5) == y) > 0.9
+    assert np.mean((honest > 0.5) == y) < 0.75
+    by_hand = cross_val_predict(scores.estimator, texts, y, cv=3, method="predict_proba")
+    np.testing.assert_array_equal(honest, by_hand[:, 1])
+
+
+def test_scores_of_regressor_are_one_column_of_predictions():
+    y = np.array([text.count("plane") for text in TEXTS], dtype=float)
+    scores = AdapterScores(AdapterRegressor("tiny", random_state=0), cv=3)
+    assert scores.fit_transform(TEXTS, y).shape == (len(TEXTS), 1)
+    np.testing.assert_array_equal(
+        scores.transform(TEXTS)[:, 0], scores.estimator_.predict(TEXTS)
+    )
+    assert list(scores.get_feature_names_out()) == ["adapterscores_prediction"]
