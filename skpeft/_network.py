@@ -11,6 +11,7 @@ import torch
 from sklearn.base import clone
 from torch import Tensor, nn
 
+import skpeft
 from skpeft._data import length_batches
 from skpeft._validation import one_of
 from skpeft.adapters.base import Adapter, GeneratorDropout
@@ -18,6 +19,8 @@ from skpeft.encoders import FAMILIES
 from skpeft.encoders.base import Backbone, Encoder, Item
 
 Layers = int | Sequence[int] | None
+#: Layout of pickled networks; raised when an older version could not read a new one.
+FORMAT = 1
 
 
 class Live(NamedTuple):
@@ -101,7 +104,9 @@ class AdapterNetwork:
         if self.adapter is not None:
             generator = torch.Generator(device="cpu").manual_seed(self.seed)
             attach(module, backbone, self.adapter, self.layers, generator)
-            module.to(device, weight_dtype)  # moves the new tensors only
+            for tensor in module.parameters():
+                if tensor.requires_grad:
+                    tensor.data = tensor.data.to(device, weight_dtype)
         if self._stored is not None:
             load_tensors(module, self._stored)
             self._stored = None
@@ -199,9 +204,17 @@ class AdapterNetwork:
         state = self.__dict__.copy()
         del state["_lock"], state["_live"]
         state["_stored"] = self.state()
-        return state
+        return {"format": FORMAT, "skpeft": skpeft.__version__, **state}
 
     def __setstate__(self, state: dict) -> None:
+        state = dict(state)
+        written, version = state.pop("format"), state.pop("skpeft")
+        if written > FORMAT:
+            raise ValueError(
+                f"This model was saved by skpeft {version} in format {written}; this is "
+                f"skpeft {skpeft.__version__}, which reads formats up to {FORMAT}. Install "
+                f"skpeft>={version}."
+            )
         self.__dict__.update(state, _lock=threading.Lock(), _live=None)
 
     def __deepcopy__(self, memo: dict) -> "AdapterNetwork":

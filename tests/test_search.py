@@ -15,7 +15,9 @@ from skpeft.adapters import LoRA
 RNG = np.random.RandomState(0)
 WORDS = {"air": ["plane", "flight", "wing"], "sea": ["ship", "port", "sail"]}
 LABELS = np.array(["air", "sea"] * 12)
-TEXTS = np.array([" ".join([*RNG.choice(WORDS[y], 2), RNG.choice(["x", "y"])]) for y in LABELS])
+TEXTS = np.array(
+    [" ".join([*RNG.choice(WORDS[y], 2), RNG.choice(["x", "y"])]) for y in LABELS]
+)
 
 
 def classifier(**parameters):
@@ -34,7 +36,9 @@ def classifier(**parameters):
     ids=str,
 )
 def test_grid_search_over_parameters_finds_a_fitted_winner(grid):
-    search = GridSearchCV(classifier(), grid, cv=2, error_score="raise").fit(TEXTS, LABELS)
+    search = GridSearchCV(classifier(), grid, cv=2, error_score="raise").fit(
+        TEXTS, LABELS
+    )
     assert search.best_score_ == max(search.cv_results_["mean_test_score"])
     assert search.best_score_ > 0.9
     assert search.predict(TEXTS).shape == LABELS.shape
@@ -55,7 +59,9 @@ def test_grid_search_over_nested_spec_parameter_prefers_the_better_value():
 def test_grid_search_in_two_processes_gives_the_same_labels():
     grid = {"rank": [2, 4]}
     alone, shared = (
-        GridSearchCV(classifier(), grid, cv=2, n_jobs=n, error_score="raise").fit(TEXTS, LABELS)
+        GridSearchCV(classifier(), grid, cv=2, n_jobs=n, error_score="raise").fit(
+            TEXTS, LABELS
+        )
         for n in (None, 2)
     )
     assert alone.best_params_ == shared.best_params_
@@ -87,7 +93,10 @@ def test_transform_feeds_another_model_and_names_its_columns():
 def test_scores_beside_numeric_columns_in_column_transformer():
     frame = pd.DataFrame({"text": TEXTS, "n": RNG.randn(len(TEXTS))})
     columns = ColumnTransformer(
-        [("text", AdapterScores(classifier(), cv=3), "text"), ("n", StandardScaler(), ["n"])]
+        [
+            ("text", AdapterScores(classifier(), cv=3), "text"),
+            ("n", StandardScaler(), ["n"]),
+        ]
     )
     model = make_pipeline(columns, LogisticRegression())
     assert cross_val_score(model, frame, LABELS, cv=3).mean() > 0.9
@@ -105,7 +114,9 @@ def test_scores_of_training_rows_are_out_of_fold():
     leaked = scores.transform(texts)[:, 1]
     assert np.mean((leaked > 0.5) == y) > 0.9
     assert np.mean((honest > 0.5) == y) < 0.75
-    by_hand = cross_val_predict(scores.estimator, texts, y, cv=3, method="predict_proba")
+    by_hand = cross_val_predict(
+        scores.estimator, texts, y, cv=3, method="predict_proba"
+    )
     np.testing.assert_array_equal(honest, by_hand[:, 1])
 
 

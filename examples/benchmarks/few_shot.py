@@ -65,7 +65,9 @@ CLASSIFIERS = {
     "cross_entropy": lambda seed, y: AdapterClassifier(
         objective="cross_entropy", random_state=seed
     ),
-    "bottleneck": lambda seed, y: AdapterClassifier(adapter="bottleneck", random_state=seed),
+    "bottleneck": lambda seed, y: AdapterClassifier(
+        adapter="bottleneck", random_state=seed
+    ),
     "pfeiffer": lambda seed, y: AdapterClassifier(
         adapter=Bottleneck(placement="pfeiffer"), random_state=seed
     ),
@@ -105,7 +107,9 @@ def draw(y, shots, seed):
     if type_of_target(y) == "continuous":
         return order[:shots]
     labels = np.asarray(y)[order]
-    return np.sort(np.concatenate([order[labels == c][:shots] for c in np.unique(labels)]))
+    return np.sort(
+        np.concatenate([order[labels == c][:shots] for c in np.unique(labels)])
+    )
 
 
 def run_one(method, name, shots, split, parts, test_rows):
@@ -164,7 +168,9 @@ def report(results, baseline):
         "log loss | fit s | trained | bytes |",
         "| --- " * 12 + "|",
     ]
-    for (name, shots, method), part in frame.groupby(["set", "shots", "method"], sort=True):
+    for (name, shots, method), part in frame.groupby(
+        ["set", "shots", "method"], sort=True
+    ):
         half = 1.96 * part["gain"].std() / len(part) ** 0.5
         loss = part["log_loss"].mean() if "log_loss" in part else np.nan
         lines.append(
@@ -207,7 +213,9 @@ def main():
                     for method in args.methods:
                         if (name, shots, split, method) in done:
                             continue
-                        result = run_one(method, name, shots, split, parts, args.test_rows)
+                        result = run_one(
+                            method, name, shots, split, parts, args.test_rows
+                        )
                         results.append(result)
                         with args.out.open("a") as file:
                             file.write(json.dumps(result) + "\n")

@@ -1,5 +1,6 @@
 """Find a model on this machine before anybody asks a hub."""
 
+import functools
 import hashlib
 import importlib.util
 import os
@@ -61,6 +62,13 @@ def _in_cache(name: str, revision: str | None) -> Path | None:
     return None
 
 
+@functools.lru_cache(maxsize=8)
+def _sha256(path: Path, modified: int) -> str:
+    """Digest of a file, read once for each time of modification."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def _in_package(name: str, revision: str | None) -> Path | None:
     if name not in DEFAULT_NAMES or revision is not None:
         return None
@@ -68,8 +76,8 @@ def _in_package(name: str, revision: str | None) -> Path | None:
     if spec is None or spec.origin is None:
         return None
     folder = Path(spec.origin).parent / "model"
-    with open(folder / "model.safetensors", "rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
+    weights = folder / "model.safetensors"
+    found = _sha256(weights, weights.stat().st_mtime_ns)
     if found != _PACKAGE_SHA256:
         raise ValueError(
             f"The weights in {folder} have sha256 {found}, but the published ones have "

@@ -147,7 +147,10 @@ class ArrayBackbone(Backbone):
 
     def prepare(self, samples: Sequence) -> list[Item]:
         """One item a row."""
-        return [{"values": row} for row in np.asarray(samples)]
+        rows = np.asarray(samples)
+        if rows.dtype.kind != "f":
+            rows = rows.astype(np.float64)
+        return [{"values": row} for row in rows]
 
     def collate(self, items: Sequence[Item]) -> dict[str, Tensor]:
         """Stack rows to a tensor of shape (batch, n_features)."""

@@ -353,7 +353,9 @@ def _gives_back(name: str, model: Any) -> bool:
 
 def _load_given(model: Any, device: torch.device, dtype: torch.dtype) -> Weights:
     """Weights of a loaded model, shared with its owner."""
-    key = ("loaded", id(model), tensor_state(model), device, dtype)
+    options = (model.max_seq_length, model.truncate_dim, model.default_prompt_name)
+    parts = tuple(id(part) for part in model)
+    key = ("loaded", id(model), parts, options, tensor_state(model), device, dtype)
     return _registry.get(key, lambda: Weights(model, device, dtype), share=False)
 
 

@@ -85,9 +85,7 @@ class TinyTextEncoder(Encoder):
 class TinyTextBackbone(Backbone):
     """Hashes words; frozen transformer."""
 
-    def __init__(
-        self, module: nn.Module, max_length: int, fingerprint: str
-    ) -> None:
+    def __init__(self, module: nn.Module, max_length: int, fingerprint: str) -> None:
         super().__init__(
             module, fingerprint=fingerprint, role_table=ROLE_TABLE, family="tiny"
         )
