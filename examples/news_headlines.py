@@ -133,7 +133,7 @@ def choose_shots(labels, asked):
     """Training rows a class: as asked, or 8, or half of the smallest class."""
     sizes = Counter(labels.tolist())
     if len(sizes) < 2:
-        stop(f"one class only, {labels[0]!r}; at least two are needed")
+        stop(f"one class only, {str(labels[0])!r}; at least two are needed")
     smallest = min(sizes.values())
     shots = max(2, min(SHOTS, smallest // 2)) if asked is None else asked
     few = sorted(name for name, size in sizes.items() if size <= shots)

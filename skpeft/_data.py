@@ -10,8 +10,6 @@ from sklearn.model_selection import train_test_split
 from sklearn.utils import _safe_indexing
 from sklearn.utils.validation import validate_data
 
-_TOKENS_PER_BATCH = 8192
-_ROWS_PER_BATCH = 64
 
 
 class Data(NamedTuple):
@@ -198,24 +196,26 @@ def split_rows(n_rows: int, fraction: float, strata, random_state: RandomState):
         ) from error
 
 
-def length_batches(lengths: Sequence[int]) -> Iterator[np.ndarray]:
+def length_batches(lengths: Sequence[int], n_tokens: int) -> Iterator[np.ndarray]:
     """Row numbers in batches of like length, longest first.
 
     Parameters
     ----------
     lengths : sequence of int
         Tokens of each row.
+    n_tokens : int
+        Tokens of a batch at most, padding included; one row always fits.
 
     Yields
     ------
     ndarray of int
-        At most 64 rows, and at most 8,192 tokens with padding where a row has fewer.
+        Numbers of the rows of one batch.
     """
     order = np.argsort(np.negative(lengths), kind="stable")
     start = 0
     while start < len(order):
-        longest = lengths[order[start]]
-        size = min(_ROWS_PER_BATCH, max(1, _TOKENS_PER_BATCH // max(longest, 1)))
+        longest = max(lengths[order[start]], 1)
+        size = max(1, n_tokens // longest)
         yield order[start : start + size]
         start += size
 

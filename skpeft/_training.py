@@ -195,7 +195,7 @@ def default_epochs(n_rows: int) -> int:
 
 def default_batch_size(n_rows: int) -> int:
     """Rows of a batch where the user names no number."""
-    return min(n_rows, 64)
+    return min(n_rows, 128)
 
 
 def batches(

@@ -1,0 +1,141 @@
+"""Tiny random transformers models of the known families, written to folders."""
+
+from pathlib import Path
+
+import torch
+import transformers
+from sentence_transformers import SentenceTransformer
+from sentence_transformers import sentence_transformer as library
+from tokenizers import Tokenizer, normalizers, pre_tokenizers, processors
+from tokenizers.models import WordPiece
+from transformers import PreTrainedTokenizerFast
+
+WIDTH, N_LAYERS, MAX_LENGTH = 32, 3, 32
+WORDS = (
+    "good bad film book play song car tea pot the a of and was very not green small "
+    "long winter query passage : , . !"
+).split()
+TEXTS = [
+    "good film",
+    "Bad film, very bad!",
+    "the good play of a long winter was not bad .",
+    "book",
+    "a small green tea pot and the song of the long long winter : good , good , good !",
+    "zebra xylophone",  # not in the vocabulary: spelt letter by letter
+    "",
+]
+PAIRS = list(zip(TEXTS, reversed(TEXTS), strict=True))
+
+
+def config_of(family: str) -> transformers.PretrainedConfig:
+    """Configuration of a tiny model of one family."""
+    common = {
+        "vocab_size": len(vocabulary("bert")),
+        "hidden_size": WIDTH,
+        "num_hidden_layers": N_LAYERS,
+        "num_attention_heads": 4,
+        "intermediate_size": 48,
+        "initializer_range": 0.2,  # so that attention and depth matter
+    }
+    bert = {**common, "max_position_embeddings": MAX_LENGTH}
+    # These count positions from the id of padding on, 1, and leave out both.
+    roberta = {**common, "max_position_embeddings": MAX_LENGTH + 2, "pad_token_id": 1}
+    if family == "distilbert":
+        return transformers.DistilBertConfig(
+            vocab_size=common["vocab_size"],
+            dim=WIDTH,
+            n_layers=N_LAYERS,
+            n_heads=4,
+            hidden_dim=48,
+            max_position_embeddings=MAX_LENGTH,
+            initializer_range=0.2,
+        )
+    kind, parameters = {
+        "bert": (transformers.BertConfig, bert),
+        "electra": (transformers.ElectraConfig, {**bert, "embedding_size": WIDTH}),
+        "roberta": (transformers.RobertaConfig, {**roberta, "type_vocab_size": 1}),
+        "xlm-roberta": (
+            transformers.XLMRobertaConfig,
+            {**roberta, "type_vocab_size": 1},
+        ),
+        "mpnet": (transformers.MPNetConfig, roberta),
+    }[family]
+    return kind(**parameters)
+
+
+def special_tokens(family: str) -> dict[str, str]:
+    """Names of the special tokens, in the order of their ids."""
+    if family in ("roberta", "xlm-roberta", "mpnet"):
+        return {
+            "cls_token": "<s>",
+            "pad_token": "<pad>",
+            "sep_token": "</s>",
+            "unk_token": "<unk>",
+        }
+    return {
+        "pad_token": "[PAD]",
+        "unk_token": "[UNK]",
+        "cls_token": "[CLS]",
+        "sep_token": "[SEP]",
+    }
+
+
+def vocabulary(family: str) -> list[str]:
+    """Special tokens, whole words, letters, and letters inside a word."""
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    return [
+        *special_tokens(family).values(),
+        *WORDS,
+        *(letter for letter in letters if letter not in WORDS),
+        *(f"##{letter}" for letter in letters),
+    ]
+
+
+def tokenizer_of(family: str, max_length: int = MAX_LENGTH) -> PreTrainedTokenizerFast:
+    """Lower-casing word-piece tokenizer with the special tokens of a family."""
+    names = special_tokens(family)
+    ids = {token: i for i, token in enumerate(vocabulary(family))}
+    tokenizer = Tokenizer(WordPiece(ids, unk_token=names["unk_token"]))
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    start, end = names["cls_token"], names["sep_token"]
+    doubled = f"{end} {end}" if start == "<s>" else end
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{start} $A {end}",
+        pair=f"{start} $A {doubled} $B:1 {end}:1",
+        special_tokens=[(start, ids[start]), (end, ids[end])],
+    )
+    inputs = ["input_ids", "attention_mask"]
+    if family in ("bert", "electra"):
+        inputs.insert(1, "token_type_ids")
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        model_max_length=max_length,
+        model_input_names=inputs,
+        **names,
+    )
+
+
+def save_plain(folder: Path, family: str, seed: int = 0) -> Path:
+    """Write a transformers folder: model and tokenizer, no word about pooling."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = transformers.AutoModel.from_config(config_of(family))
+    model.save_pretrained(folder)
+    tokenizer_of(family).save_pretrained(folder)
+    return folder
+
+
+def with_pooling(plain: Path, *, pooling: str = "mean", **options) -> SentenceTransformer:
+    """Model in memory: a transformer, a pooling, and the scaling to length one."""
+    modules = library.modules
+    transformer = modules.Transformer(str(plain))
+    parts = [transformer, modules.Pooling(WIDTH, pooling_mode=pooling)]
+    if options.pop("normalize", True):
+        parts.append(modules.Normalize())
+    return SentenceTransformer(modules=parts, device="cpu", **options)
+
+
+def load(folder: Path | str) -> SentenceTransformer:
+    """Model as the library loads it."""
+    return SentenceTransformer(str(folder), device="cpu", local_files_only=True)
