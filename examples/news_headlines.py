@@ -221,11 +221,12 @@ def reading(results):
     """One sentence that says what the table shows, whichever way it came out."""
     probe, adapters, full = (results[way] for way in WAYS)
     wins = np.sum(adapters[:, 0] > probe[:, 0])
+    in_splits = f" (better in {wins} of {len(probe)} splits)" if len(probe) > 1 else ""
     _, _, trained, size = adapters.mean(axis=0) / full.mean(axis=0)
     return (
-        f"Adapters {versus(adapters, probe)} the linear probe (better in {wins} of "
-        f"{len(probe)} splits) and {versus(adapters, full)} full fine-tuning, of which "
-        f"they train {trained:.2%} of the parameters and keep {size:.2%} of the bytes."
+        f"Adapters {versus(adapters, probe)} the linear probe{in_splits} and "
+        f"{versus(adapters, full)} full fine-tuning, of which they train {trained:.2%} of "
+        f"the parameters and keep {size:.2%} of the bytes."
     )
 
 

@@ -1,12 +1,15 @@
 """What classifier and regressor share: constraints, the way through fit, features."""
 
-from typing import ClassVar
+from contextlib import contextmanager
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 from sklearn.base import (
     BaseEstimator,
     ClassNamePrefixFeaturesOutMixin,
     TransformerMixin,
+    is_classifier,
+    is_regressor,
 )
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_consistent_length, check_is_fitted
@@ -20,6 +23,30 @@ from skpeft._validation import (
     StrOptions,
     check_sample_weight,
 )
+
+
+class Plan(NamedTuple):
+    """What fit works on once nothing in the input can be wrong any more."""
+
+    network: Any
+    frozen: Any
+    past: Any
+    rows: Any
+    training: Any
+    validation: Any
+    random_state: np.random.RandomState
+
+
+@contextmanager
+def unchanged_on_error(estimator):
+    """If the body fails, the estimator is as before: an earlier fit stays whole."""
+    former = dict(vars(estimator))
+    try:
+        yield
+    except BaseException:
+        vars(estimator).clear()
+        vars(estimator).update(former)
+        raise
 
 
 class BaseAdapterEstimator(
@@ -101,56 +128,62 @@ class BaseAdapterEstimator(
         from skpeft.encoders import resolve_encoder
         from skpeft.objectives import resolve_objective
 
-        encoder = resolve_encoder(self.encoder)
-        adapter = resolve_adapter(self.adapter, self.rank)
-        objective = resolve_objective(self.objective, self._task)
-        data = self._check_rows(X, y, sample_weight, encoder.modality, reset=True)
-        target = self._learn_target(data.y)
-        held_out = self._check_validation(
-            X_val, y_val, sample_weight_val, encoder.modality
-        )
-        if held_out is not None:
-            target.encode(held_out.y)  # unseen labels are noticed before any work
-        self._fit(encoder, adapter, objective, data, target, held_out)
+        with unchanged_on_error(self):
+            encoder = resolve_encoder(self.encoder)
+            adapter = resolve_adapter(self.adapter, self.rank)
+            objective = resolve_objective(self.objective, self._task)
+            self._check_head()
+            data = self._check_rows(X, y, sample_weight, encoder.modality, reset=True)
+            target = self._learn_target(data.y)
+            held_out = self._check_validation(
+                X_val, y_val, sample_weight_val, encoder.modality
+            )
+            plan = self._plan(encoder, adapter, data, target, held_out)
+        self._forget()
+        self._run(plan, objective, data, target)
         return self
 
-    def _fit(self, encoder, adapter, objective, data, target, held_out):
-        """Build the network, train it, fit the head; assign attributes at the very end."""
+    def _plan(self, encoder, adapter, data, target, held_out):
+        """Build the networks and prepare the rows: all that can fail for a wrong input."""
         from skpeft._network import AdapterNetwork
-        from skpeft._training import History, train
+        from skpeft._training import History
 
         random_state = check_random_state(self.random_state)
-        seed = int(random_state.randint(2**31 - 1))
-
-        def build(adapter):
-            return AdapterNetwork(
-                encoder,
-                adapter,
-                self.layers,
-                n_features=self.n_features_in_,
-                device=self.device,
-                precision=self.precision,
-                seed=seed,
-            )
-
-        network = build(adapter)
+        place = {
+            "n_features": self.n_features_in_,
+            "device": self.device,
+            "precision": self.precision,
+            "seed": int(random_state.randint(2**31 - 1)),
+        }
+        network = AdapterNetwork(encoder, adapter, self.layers, **place)
+        frozen = AdapterNetwork(encoder, None, None, **place)
         past = self._resume(network) if self.warm_start else History()
-        self._forget()
         rows = self._prepare(network, data, target)
-        if adapter is not None:
-            training, validation = self._split(
-                network, rows, target, held_out, random_state
+        training, validation = self._split(
+            network, rows, target, held_out, random_state
+        )
+        return Plan(network, frozen, past, rows, training, validation, random_state)
+
+    def _run(self, plan, objective, data, target):
+        """Train the adapters, fit the head; assign attributes at the very end."""
+        from skpeft._training import train
+
+        network, history = plan.network, plan.past
+        if network.adapter is not None:
+            settings = self._settings(network.adapter, objective, plan)
+            history += train(
+                network,
+                plan.training,
+                objective,
+                settings,
+                plan.random_state,
+                plan.validation,
             )
-            settings = self._settings(adapter, training, stop=validation is not None)
-            past += train(
-                network, training, objective, settings, random_state, validation
-            )
-        features = network.features(rows.items)
-        frozen = features if adapter is None else build(None).features(rows.items)
-        self.head_ = self._fit_head(features, frozen, data, rows.weights)
-        self.loss_curve_ = past.losses
-        self.validation_scores_ = past.scores
-        self.n_epochs_ = len(past.losses)
+        features = network.features(plan.rows.items)
+        self.head_ = self._fit_head(features, plan, data)
+        self.loss_curve_ = history.losses
+        self.validation_scores_ = history.scores
+        self.n_epochs_ = len(history.losses)
         self.n_trainable_params_ = sum(t.numel() for t in network.trainable().values())
         self.n_frozen_params_ = network.n_frozen
         self._n_features_out = features.shape[1]
@@ -241,36 +274,43 @@ class BaseAdapterEstimator(
         )
         return rows.take(kept), rows.take(left)
 
-    def _settings(self, adapter, rows, *, stop):
-        from skpeft._training import Settings, default_batch_size, default_epochs
+    def _settings(self, adapter, objective, plan):
+        """Settings of the training loop, with each None replaced by what it stands for."""
+        from skpeft._training import Settings, default_epochs
 
-        n_rows = len(rows.items)
-        rate = self.learning_rate
+        n_rows = len(plan.training.items)
+        stops = plan.validation is not None and self.early_stopping is not False
         return Settings(
-            max_epochs=default_epochs(n_rows)
-            if self.max_epochs is None
-            else self.max_epochs,
-            batch_size=default_batch_size(n_rows)
-            if self.batch_size is None
-            else self.batch_size,
-            learning_rate=adapter.default_learning_rate if rate is None else rate,
+            max_epochs=self.max_epochs or default_epochs(n_rows),
+            batch_size=self.batch_size or objective.default_batch_size,
+            learning_rate=self.learning_rate or adapter.default_learning_rate,
             weight_decay=self.weight_decay,
             warmup_fraction=self.warmup_fraction,
-            patience=self.n_iter_no_change if stop and self.early_stopping else None,
+            patience=self.n_iter_no_change if stops else None,
             tol=self.tol,
             verbose=self.verbose,
             callback=self.callback,
         )
 
-    def _fit_head(self, features, frozen, data, weights):
+    def _fit_head(self, features, plan, data):
+        """Fit the head of the user, or the default one, on adapted features."""
         from skpeft.heads import default_head, fit_head
 
-        head = self.head
+        head, weights = self.head, plan.rows.weights
         if head is None:
+            frozen = plan.frozen.features(plan.rows.items)
             head = default_head(features, data.y, weights, frozen, self._task)
-        return fit_head(
-            head, features, data.y, weights, self._total_weights(data) is not None
-        )
+        weighted = self._total_weights(data) is not None
+        return fit_head(head, features, data.y, weights, weighted)
+
+    def _check_head(self):
+        """Refuse a head of the other kind."""
+        wrong = is_regressor if self._task == "classification" else is_classifier
+        if self.head is not None and wrong(self.head):
+            raise ValueError(
+                f"head={self.head!r} was given to {type(self).__name__}; the head of a "
+                f"{self._task} estimator must do {self._task} too."
+            )
 
     def _features(self, X):
         """Adapted features of new samples."""

@@ -1,5 +1,6 @@
 """Check samples and targets, split off validation rows, put rows into batches."""
 
+import sys
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -9,7 +10,6 @@ from numpy.random import RandomState
 from sklearn.model_selection import train_test_split
 from sklearn.utils import _safe_indexing
 from sklearn.utils.validation import validate_data
-
 
 
 class Data(NamedTuple):
@@ -171,6 +171,34 @@ def _check_text(text, place: str) -> str:
             "text, for example with text.encode('utf-8', 'replace').decode()."
         ) from None
     return str(text)
+
+
+def check_labels(y) -> None:
+    """Refuse labels that are missing, or of types that cannot be sorted together.
+
+    Raises
+    ------
+    ValueError
+        Naming the first missing label, or the types.
+    """
+    if isinstance(y, np.ndarray) and (y.dtype.kind != "O" or y.ndim != 1):
+        return
+    if not isinstance(y, np.ndarray | list | tuple) and not hasattr(y, "to_list"):
+        return
+    labels = list(y)
+    for i, label in enumerate(labels):
+        if label is None or label is getattr(sys.modules.get("pandas"), "NA", None):
+            raise ValueError(
+                f"y[{i}] is {label!r}: every row needs a label. Drop the rows without one."
+            )
+    kinds = {type(label) for label in labels}
+    if any(issubclass(kind, str) for kind in kinds):
+        others = sorted(kind.__name__ for kind in kinds if not issubclass(kind, str))
+        if others:
+            raise ValueError(
+                f"y mixes labels of types {[*others, 'str']}, which cannot be sorted. Use "
+                "one type, for example str for all, and fill or drop missing labels (NaN)."
+            )
 
 
 def split_rows(n_rows: int, fraction: float, strata, random_state: RandomState):

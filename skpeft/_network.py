@@ -89,6 +89,7 @@ class AdapterNetwork:
                     self._live = self._build()
         return self._live
 
+    @torch.inference_mode(False)  # inference tensors could not be trained on
     def _build(self) -> Live:
         device = resolve_device(self.device)
         weight_dtype, autocast = resolve_precision(self.precision, device)
@@ -181,7 +182,9 @@ class AdapterNetwork:
         """
         live = self.live
         lengths = [live.backbone.length(item) for item in items]
-        groups = list(length_batches(lengths, _TOKENS_PER_GROUP[live.device.type != "cpu"]))
+        groups = list(
+            length_batches(lengths, _TOKENS_PER_GROUP[live.device.type != "cpu"])
+        )
         features = torch.cat([self._run([items[i] for i in rows]) for rows in groups])
         return features[torch.from_numpy(np.argsort(np.concatenate(groups)))]
 
@@ -260,6 +263,8 @@ def check_table(backbone: Backbone, adapter: Adapter) -> dict[str, str]:
         If the model family is not known, or lacks a role.
     """
     table = backbone.role_table
+    if not adapter.trains_encoder and not adapter.target_roles():
+        raise ValueError(f"{adapter!r} names no role, so it would adapt nothing.")
     if table is None:
         raise ValueError(
             f"The model family {backbone.family!r} is not known, so there is no telling "

@@ -85,6 +85,7 @@ class Linear(nn.Module):
         return nn.functional.linear(unit, self.weight, self.bias)
 
 
+@torch.inference_mode(False)  # under it there are no gradients
 def train(
     network: AdapterNetwork,
     rows: Rows,
@@ -190,12 +191,7 @@ def epochs(
 
 def default_epochs(n_rows: int) -> int:
     """Epochs where the user names none: many for few rows, few for many."""
-    return int(np.clip(round(4000 / n_rows), 3, 20))
-
-
-def default_batch_size(n_rows: int) -> int:
-    """Rows of a batch where the user names no number."""
-    return min(n_rows, 128)
+    return int(np.clip(round(2500 / n_rows), 3, 20))
 
 
 def batches(

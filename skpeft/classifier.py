@@ -10,6 +10,7 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import assert_all_finite, column_or_1d
 
 from skpeft._base import BaseAdapterEstimator
+from skpeft._data import check_labels
 
 
 class ClassTarget(NamedTuple):
@@ -74,7 +75,8 @@ class AdapterClassifier(ClassifierMixin, BaseAdapterEstimator):
     max_epochs : int or None, default=None
         Passes over the training rows. None: more for few rows, fewer for many.
     batch_size : int or None, default=None
-        Rows of a training step. None: all rows up to 128.
+        Rows of a training step. None: the objective's own, 128 for
+        "contrastive", 32 for "cross_entropy".
     learning_rate : float or None, default=None
         Peak learning rate of AdamW [1]_. None: the adapter's own.
     weight_decay : float, default=0.01
@@ -208,20 +210,14 @@ class AdapterClassifier(ClassifierMixin, BaseAdapterEstimator):
             raise ValueError(
                 "AdapterClassifier requires y to be passed, but the target y is None."
             )
+        check_labels(y)
         y = column_or_1d(y, warn=True)
         assert_all_finite(y, input_name="y")
         check_classification_targets(y)
         return y
 
     def _learn_target(self, y):
-        try:
-            classes = np.unique(y)
-        except TypeError as error:
-            kinds = sorted({type(label).__name__ for label in y})
-            raise ValueError(
-                f"y mixes labels of types {kinds}, which cannot be sorted. Use one type, "
-                "for example str for all."
-            ) from error
+        classes = np.unique(y)
         if len(classes) < 2:
             raise ValueError(
                 f"y holds one class only, {classes.tolist()}; a classifier needs rows of "
@@ -233,6 +229,11 @@ class AdapterClassifier(ClassifierMixin, BaseAdapterEstimator):
         if self.class_weight is None:
             return data.weights
         by_class = compute_sample_weight(self.class_weight, data.y)
+        if not (np.isfinite(by_class).all() and by_class.min() >= 0 < by_class.max()):
+            raise ValueError(
+                f"class_weight={self.class_weight!r} was given; the weights of the classes "
+                "must be finite, at least 0, and not all 0."
+            )
         return by_class if data.weights is None else by_class * data.weights
 
     @available_if(_head_has("predict_proba"))

@@ -9,6 +9,8 @@ from sklearn.utils.validation import has_fit_parameter
 
 # Strength of the penalty on features of unit mean square norm around their mean.
 _C = 10.0
+# The start of training must leave something to learn: a probe that fits the rows does not.
+_START_ALPHA = 30.0
 _ALPHAS = np.logspace(-3, 3, 13)
 
 
@@ -47,8 +49,9 @@ def closed_form(
         if task == "classification"
         else targets[:, None]
     )
-    ridge = RidgeCV(_ALPHAS * len(features)) if len(features) > 2 else Ridge()
-    ridge.fit((features - centre) / scale, outputs, sample_weight=weights)
+    ridge = Ridge(_START_ALPHA).fit(
+        (features - centre) / scale, outputs, sample_weight=weights
+    )
     coef = np.reshape(ridge.coef_, (outputs.shape[1], -1))
     return Start(centre, scale, coef, np.reshape(ridge.intercept_, -1))
 

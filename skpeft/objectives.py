@@ -27,6 +27,8 @@ class Objective(BaseEstimator):
     needs_predictions: ClassVar[bool] = False
     #: Whether batches draw the same number of rows from every class.
     balanced_batches: ClassVar[bool] = False
+    #: Rows of a training step where the user names no number.
+    default_batch_size: ClassVar[int] = 32
     _parameter_constraints: ClassVar[dict] = {}
 
     def value(self, outputs: Tensor, targets: Tensor) -> Tensor:
@@ -79,6 +81,7 @@ class Contrastive(Objective):
 
     task = "classification"
     balanced_batches = True
+    default_batch_size = 128  # every row of it is compared with every other
     _parameter_constraints = {
         "temperature": [Interval(Real, 0, None, closed="neither")]
     }

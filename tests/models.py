@@ -11,10 +11,34 @@ from tokenizers.models import WordPiece
 from transformers import PreTrainedTokenizerFast
 
 WIDTH, N_LAYERS, MAX_LENGTH = 32, 3, 32
-WORDS = (
-    "good bad film book play song car tea pot the a of and was very not green small "
-    "long winter query passage : , . !"
-).split()
+WORDS = [
+    "good",
+    "bad",
+    "film",
+    "book",
+    "play",
+    "song",
+    "car",
+    "tea",
+    "pot",
+    "the",
+    "a",
+    "of",
+    "and",
+    "was",
+    "very",
+    "not",
+    "green",
+    "small",
+    "long",
+    "winter",
+    "query",
+    "passage",
+    ":",
+    ",",
+    ".",
+    "!",
+]
 TEXTS = [
     "good film",
     "Bad film, very bad!",
@@ -126,7 +150,9 @@ def save_plain(folder: Path, family: str, seed: int = 0) -> Path:
     return folder
 
 
-def with_pooling(plain: Path, *, pooling: str = "mean", **options) -> SentenceTransformer:
+def with_pooling(
+    plain: Path, *, pooling: str = "mean", **options
+) -> SentenceTransformer:
     """Model in memory: a transformer, a pooling, and the scaling to length one."""
     modules = library.modules
     transformer = modules.Transformer(str(plain))

@@ -31,14 +31,6 @@ NEW_TEXTS = ["good work", "bad work", "a good cup of tea", "bad", "good good", "
 NEW_LABELS = np.array(["+", "-", "+", "-", "+", "-"])
 ADAPTERS = ["lora", "bottleneck", "full", Bottleneck(4, placement="parallel"), None]
 
-NOT_YET_NAMED = pytest.mark.xfail(
-    raises=(TypeError, AssertionError, pytest.fail.Exception),
-    reason="labels that are missing or of mixed types get a message of numpy's, or none",
-)
-NOT_YET_KEPT = pytest.mark.xfail(
-    reason="the number of columns is learned before y and the network are checked"
-)
-
 
 def make(**parameters):
     return AdapterClassifier(
@@ -589,7 +581,6 @@ def test_fit_and_predict_leave_the_process_as_it_was(parameters):
     assert {name: after[name] for name in before} == before
 
 
-@pytest.mark.xfail(reason="layers are made with torch's own initial values first")
 @pytest.mark.parametrize("encoder", ["tiny", "array"])
 def test_loading_an_encoder_leaves_the_global_generators(encoder):
     X = TEXTS if encoder == "tiny" else np.random.RandomState(0).randn(len(TEXTS), 3)
@@ -685,29 +676,24 @@ def test_150_classes_are_learned(objective):
     assert clf.score(texts, labels) > 0.5
 
 
-@NOT_YET_NAMED
 def test_labels_of_mixed_types_are_refused():
     mixed = np.array(["a", 1] * (len(TEXTS) // 2), dtype=object)
     with pytest.raises(ValueError, match=r"types? \['int', 'str'\]"):
         make().fit(TEXTS, mixed)
 
 
-@NOT_YET_NAMED
 def test_labels_of_mixed_types_in_a_list_are_refused():
     with pytest.raises(ValueError, match=r"types? \['int', 'str'\]"):
         make().fit(TEXTS, ["a", 1] * (len(TEXTS) // 2))
 
 
-@pytest.mark.parametrize(
-    "missing", [pytest.param(None, marks=NOT_YET_NAMED), np.nan], ids=str
-)
+@pytest.mark.parametrize("missing", [None, np.nan], ids=str)
 def test_labels_with_a_missing_one_are_refused_as_missing(missing):
     y = np.array([missing, *LABELS[1:]], dtype=object)
     with pytest.raises(ValueError, match=r"NaN|None|missing"):
         make().fit(TEXTS, y)
 
 
-@NOT_YET_NAMED
 def test_labels_of_pandas_with_a_missing_one_are_refused_as_missing():
     pd = pytest.importorskip("pandas")
     y = pd.Series([pd.NA, *LABELS[1:]], dtype=object)
@@ -715,7 +701,6 @@ def test_labels_of_pandas_with_a_missing_one_are_refused_as_missing():
         make().fit(TEXTS, y)
 
 
-@NOT_YET_NAMED
 def test_validation_labels_with_a_missing_one_are_refused_as_missing():
     with pytest.raises(ValueError, match=r"NaN|None|missing"):
         make().fit(TEXTS, LABELS, X_val=NEW_TEXTS, y_val=[None, *NEW_LABELS[1:]])
@@ -769,9 +754,9 @@ def test_text_longer_than_the_encoder_reads_is_cut():
         (TEXTS, LABELS, {"layers": 5}),
         (TEXTS, LABELS, {"max_epochs": -1}),
         (TEXTS, LABELS, {"device": "abacus"}),
-        pytest.param(PAIRS, LABELS[:3], {}, marks=NOT_YET_KEPT),
-        pytest.param(PAIRS, ["a"] * 16, {}, marks=NOT_YET_KEPT),
-        pytest.param(PAIRS, LABELS, {"layers": 5}, marks=NOT_YET_KEPT),
+        (PAIRS, LABELS[:3], {}),
+        (PAIRS, ["a"] * 16, {}),
+        (PAIRS, LABELS, {"layers": 5}),
     ],
     ids=[
         "numbers",

@@ -85,6 +85,7 @@ def test_own_csv_with_few_rows_lowers_shots_and_one_split_has_no_deviation(tmp_p
     assert code == 0, err
     assert "3 a class for training, 6 others for testing, 1 random split." in out
     assert "±" not in out
+    assert "splits)" not in out
 
 
 def refused(result):

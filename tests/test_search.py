@@ -112,7 +112,9 @@ def test_scores_of_training_rows_are_out_of_fold():
     scores = AdapterScores(clf, cv=3)
     honest = scores.fit_transform(texts, y)[:, 1]
     leaked = scores.transform(texts)[:, 1]
-    leaked_accuracy, honest_accuracy = (np.mean((p > 0.5) == y) for p in (leaked, honest))
+    leaked_accuracy, honest_accuracy = (
+        np.mean((p > 0.5) == y) for p in (leaked, honest)
+    )
     assert honest_accuracy < 0.75  # chance is 0.5, with standard deviation 0.065
     assert leaked_accuracy > honest_accuracy + 0.2
     by_hand = cross_val_predict(

@@ -19,7 +19,7 @@ class FullFineTuning(Adapter):
     FullFineTuning()
     """
 
-    default_learning_rate = 5e-5
+    default_learning_rate = 1e-4
     trains_encoder = True
 
     def target_roles(self) -> tuple[str, ...]:

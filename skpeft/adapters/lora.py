@@ -81,6 +81,15 @@ class LoRA(Adapter):
         """Roles at which the method acts."""
         return tuple(self.roles)
 
+    def validate(self) -> None:
+        """Check the parameters; raises `ValueError` naming the one that is wrong."""
+        super().validate()
+        if not len(self.roles):
+            raise ValueError(
+                f"roles={self.roles!r} was given to LoRA, which would train nothing. Name at "
+                "least one role, such as 'query', or use adapter=None."
+            )
+
     def wrap(
         self, layer: nn.Linear, role: str, generator: torch.Generator
     ) -> nn.Module:

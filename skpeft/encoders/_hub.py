@@ -62,6 +62,22 @@ def _in_cache(name: str, revision: str | None) -> Path | None:
     return None
 
 
+def check_reachable(name: str, revision: str | None) -> None:
+    """Ask the hub once whether it has a model, before libraries ask again and again.
+
+    Raises
+    ------
+    OSError
+        If it has not, or cannot be reached within 10 seconds.
+    """
+    from huggingface_hub import HfApi
+
+    try:
+        HfApi().model_info(name, revision=revision, timeout=10)
+    except Exception as error:  # the kinds depend on the HTTP library of the hub client
+        raise OSError(f"the hub does not give it: {error}") from error
+
+
 @functools.lru_cache(maxsize=8)
 def _sha256(path: Path, modified: int) -> str:
     """Digest of a file, read once for each time of modification."""

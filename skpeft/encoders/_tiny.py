@@ -1,6 +1,7 @@
 """A small seeded transformer, the frozen part of the encoders that need no download."""
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -98,8 +99,11 @@ class WordEmbedding(nn.Module):
     def __init__(self, n_buckets: int, max_length: int, dim: int) -> None:
         super().__init__()
         self.words = nn.Embedding(n_buckets, dim)
-        position = torch.arange(max_length, dtype=torch.float32).unsqueeze(1)
-        frequency = torch.exp(torch.arange(0, dim, 2) * (-math.log(1e4) / dim))
+        position = torch.arange(
+            max_length, dtype=torch.float32, device="cpu"
+        ).unsqueeze(1)
+        step = torch.arange(0, dim, 2, dtype=torch.float32, device="cpu")
+        frequency = torch.exp(step * (-math.log(1e4) / dim))
         table = torch.cat(
             [(position * frequency).sin(), (position * frequency).cos()], dim=1
         )
@@ -112,22 +116,26 @@ class WordEmbedding(nn.Module):
         return self.words(ids) + self.positions[: ids.shape[1]]
 
 
-def seeded(module: nn.Module, seed: int) -> nn.Module:
-    """Fill all parameters of a module from one seed, in place, whatever their order.
+def seeded(build: Callable[[], nn.Module], seed: int) -> nn.Module:
+    """Build a module and fill all parameters from one seed.
 
-    Norms keep weight 1 and bias 0, biases are 0, matrices are normal with variance
-    1 / in, embeddings are standard normal. Values are drawn on the CPU in float32.
+    Norms get weight 1 and bias 0, biases are 0, matrices are normal with variance
+    1 / in, embeddings are standard normal. The module is built without storage, so that
+    torch's global generator, from which it would draw, is left alone.
     """
+    with torch.device("meta"):
+        module = build()
     generator = torch.Generator(device="cpu").manual_seed(seed)
     for part in module.modules():
-        if isinstance(part, nn.LayerNorm):
-            continue
         for name, parameter in sorted(part.named_parameters(recurse=False)):
-            scale = 0.0 if name == "bias" else 1.0
-            if isinstance(part, nn.Linear) and name == "weight":
-                scale = part.in_features**-0.5
             values = torch.randn(
                 parameter.shape, generator=generator, dtype=torch.float32, device="cpu"
             )
-            parameter.data = (scale * values).to(parameter)
+            if isinstance(part, nn.LayerNorm):
+                values = torch.full_like(values, float(name == "weight"))
+            elif name == "bias":
+                values = torch.zeros_like(values)
+            elif isinstance(part, nn.Linear):
+                values *= part.in_features**-0.5
+            setattr(part, name, nn.Parameter(values))
     return module

@@ -100,11 +100,11 @@ class ArrayEncoder(ByReference, Encoder):
     def _build_seeded(
         self, n_features: int, device: torch.device, dtype: torch.dtype
     ) -> Backbone:
-        embed = ColumnEmbedding(n_features, self.hidden_size)
-        module = seeded(
-            TinyTransformer(embed, self.hidden_size, self.n_layers, n_heads=8),
-            self.seed,
-        )
+        def build() -> nn.Module:
+            embed = ColumnEmbedding(n_features, self.hidden_size)
+            return TinyTransformer(embed, self.hidden_size, self.n_layers, n_heads=8)
+
+        module = seeded(build, self.seed)
         fingerprint = digest(module)
         return ArrayBackbone(
             module.to(device, dtype),

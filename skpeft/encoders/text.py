@@ -140,6 +140,8 @@ class TextEncoder(ByReference, Encoder):
         folder = _hub.locate(self.model, self.revision)
         try:
             with quiet_loading():
+                if folder is None:
+                    _hub.check_reachable(self.model, self.revision)
                 return SentenceTransformer(
                     self.model if folder is None else str(folder),
                     device="cpu",
@@ -212,7 +214,7 @@ class Weights:
         self.fingerprint = digest(
             module,
             [_describe(part) for part in tail],
-            [self.tokenizer(text)["input_ids"] for text in _PROBES],
+            [self.tokenizer(text, verbose=False)["input_ids"] for text in _PROBES],
             (self.lower_case, self.max_length, model.truncate_dim, self.prompt),
         )
         self.module = module.to(device, dtype)
@@ -330,7 +332,7 @@ _names: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 
 def _known_name(model: Any) -> str | None:
     """Name or folder on this machine that gives the same model back, if there is one."""
-    state = tensor_state(model)
+    state = _given_state(model)
     if model not in _names or _names[model][0] != state:
         name = getattr(model[0].auto_model, "name_or_path", "")
         _names[model] = (state, name if _gives_back(name, model) else None)
@@ -353,14 +355,22 @@ def _gives_back(name: str, model: Any) -> bool:
 
 def _load_given(model: Any, device: torch.device, dtype: torch.dtype) -> Weights:
     """Weights of a loaded model, shared with its owner."""
-    options = (model.max_seq_length, model.truncate_dim, model.default_prompt_name)
-    parts = tuple(id(part) for part in model)
-    key = ("loaded", id(model), parts, options, tensor_state(model), device, dtype)
+    key = ("loaded", id(model), _given_state(model), device, dtype)
     return _registry.get(key, lambda: Weights(model, device, dtype), share=False)
 
 
+def _given_state(model: Any) -> tuple:
+    """All that decides what a loaded model computes: changes when any of it does."""
+    parts = tuple((id(part), *_describe(part)) for part in model)
+    prompt = (model.prompts or {}).get(model.default_prompt_name, "")
+    return parts, model.max_seq_length, model.truncate_dim, prompt, tensor_state(model)
+
+
 def _pooled_by(pooling: str, hidden_size: int) -> list[nn.Module]:
-    from sentence_transformers.models import Pooling
+    try:
+        from sentence_transformers.sentence_transformer.modules import Pooling
+    except ImportError:  # sentence-transformers 5
+        from sentence_transformers.models import Pooling  # type: ignore[no-redef]
 
     return [Pooling(hidden_size, pooling_mode=pooling)]
 
@@ -375,18 +385,29 @@ def _describe(part: nn.Module) -> tuple:
 
 def _checked_length(asked: int | None, weights: Weights) -> int:
     """Tokens kept of a sample: what was asked for, within what the model can take."""
-    config: Any = weights.module.transformer.config
-    limit = weights.tokenizer.model_max_length
-    if limit > 1_000_000:  # the tokenizer does not say
-        limit = getattr(config, "max_position_embeddings", None) or 512
+    says = (
+        weights.tokenizer.model_max_length
+    )  # immense where the tokenizer does not know
+    limit = _n_positions(weights.module.transformer) or (says if says < 10**6 else 512)
     if asked is None:
-        return min(weights.max_length or limit, limit)
+        return min(weights.max_length or limit, says, limit)
     if asked > limit:
         raise ValueError(
             f"max_length={asked} was given to TextEncoder; this model takes at most "
             f"{limit} tokens. Give a smaller number, or None for the model's own."
         )
     return asked
+
+
+def _n_positions(transformer: nn.Module) -> int | None:
+    """Tokens for which a model has positions, where it tells."""
+    for name, part in transformer.named_modules():
+        if name.endswith("position_embeddings") and isinstance(part, nn.Embedding):
+            unused = 0 if part.padding_idx is None else part.padding_idx + 1
+            return part.num_embeddings - unused  # RoBERTa counts from padding_idx + 1
+    config: Any = transformer.config
+    found = getattr(config, "max_position_embeddings", None) or 0
+    return found if found > 0 else None
 
 
 @contextmanager
@@ -398,12 +419,15 @@ def quiet_loading() -> Iterator[None]:
     bars, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
     hub_bars = not hub.are_progress_bars_disabled()
     logging.disable_progress_bar()
+    hub_level = hub.logging.get_verbosity()
     logging.set_verbosity_error()
+    hub.logging.set_verbosity_error()
     hub.disable_progress_bars()
     try:
         yield
     finally:
         logging.set_verbosity(level)
+        hub.logging.set_verbosity(hub_level)
         if bars:
             logging.enable_progress_bar()
         if hub_bars:

@@ -73,11 +73,11 @@ class TinyTextEncoder(Encoder):
         )
 
     def _build(self, device: torch.device, dtype: torch.dtype) -> Backbone:
-        embed = WordEmbedding(_N_BUCKETS, self.max_length, self.hidden_size)
-        module = seeded(
-            TinyTransformer(embed, self.hidden_size, self.n_layers, n_heads=4),
-            self.seed,
-        )
+        def build() -> nn.Module:
+            embed = WordEmbedding(_N_BUCKETS, self.max_length, self.hidden_size)
+            return TinyTransformer(embed, self.hidden_size, self.n_layers, n_heads=4)
+
+        module = seeded(build, self.seed)
         fingerprint = digest(module, self.max_length)
         return TinyTextBackbone(module.to(device, dtype), self.max_length, fingerprint)
 

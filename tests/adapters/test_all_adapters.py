@@ -138,21 +138,20 @@ def test_training_changes_features_and_leaves_frozen_bits(encoder, method):
     shared = list(network.live.backbone.module.state_dict().values())
     addresses = {tensor.data_ptr() for tensor in shared}
     bits, features = digest(shared), network.features(items)
+    frozen = build(encoder, None).features(items)
     fit(network)
     assert digest(shared) == bits
     network.live.backbone.check_unchanged()
     trainable = network.trainable().values()
     assert not addresses & {tensor.data_ptr() for tensor in trainable}
     assert np.abs(network.features(items) - features).max() > 1e-6
-    again = build(encoder, None)
-    np.testing.assert_array_equal(again.features(items), build(encoder, None).features(items))
+    np.testing.assert_array_equal(build(encoder, None).features(items), frozen)
 
 
 def test_every_adapter_tensor_gets_a_gradient_and_moves(encoder, method):
     network = build(encoder, method)
     tensors = network.trainable()
     if method.trains_encoder:  # an encoder may hold tensors its features do not use
-        tensors = {name: t for name, t in tensors.items() if name.endswith("weight")}
         table = network.live.backbone.role_table
         ends = tuple(f".{table[role]}.weight" for role in ROLES)
         tensors = {name: t for name, t in tensors.items() if name.endswith(ends)}
@@ -241,19 +240,22 @@ def test_loss_falls(encoder, method):
     ],
     ids=str,
 )
-def test_layers_choose_the_blocks_that_are_trained(
-    encoder, method, layers, expected
-):
+def test_layer_indices_are_the_last_ones_or_those_named(layers, expected):
+    assert layer_indices(layers, 3) == expected
+
+
+@pytest.mark.parametrize(("layers", "expected"), [(2, {1, 2}), ([0], {0})], ids=str)
+def test_layers_choose_the_blocks_that_are_trained(encoder, method, layers, expected):
     network = build(encoder, method, layers)
-    if layers is None and method.trains_encoder:
-        expected_parts = 0  # everything, embeddings too
-    blocks = f".{network.live.backbone.role_table['blocks']}.".removeprefix(".")
-    found = {
-        int(name.split(blocks)[1].split(".")[0])
-        for name in network.trainable()
-        if blocks in name
-    }
-    assert sorted(found) == expected
+    backbone = network.live.backbone
+    path = f"{backbone.root}.{backbone.role_table['blocks']}.".removeprefix(".")
+    names = list(network.trainable())
+    assert all(name.startswith(path) for name in names)
+    assert {int(name.removeprefix(path).split(".")[0]) for name in names} == expected
+    items = items_of(network)
+    before = build(encoder, None).features(items)
+    fit(network)
+    assert np.abs(network.features(items) - before).max() > 1e-6
 
 
 @pytest.mark.parametrize("layers", [4, 0, -1, [3], [-4], [], [0.5], ["a"]], ids=str)

@@ -1,0 +1,249 @@
+"""Role tables point to the layers they name, in every known family."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from skpeft import AdapterClassifier
+from skpeft._network import AdapterNetwork, find_site
+from skpeft.adapters import ROLES, LoRA
+from skpeft.adapters.lora import LoRALinear
+from skpeft.encoders import FAMILIES, ArrayEncoder, TextEncoder, TinyTextEncoder
+from tests import models
+
+LABELS = [0, 1, 0, 1, 0, 1, 0]
+CPU = torch.device("cpu")
+ELECTRA = FAMILIES["bert"]
+
+
+def load(encoder, n_features=1):
+    return encoder.load(n_features=n_features, device=CPU, dtype=torch.float32)
+
+
+def blocks_of(backbone):
+    root = backbone.module.get_submodule(backbone.root)
+    return list(root.get_submodule(backbone.role_table["blocks"]))
+
+
+@pytest.fixture(params=[*FAMILIES, "tiny", "array"])
+def backbone(request, plain_folder):
+    """Loaded backbone with 3 blocks."""
+    if request.param == "tiny":
+        return load(TinyTextEncoder(n_layers=3))
+    if request.param == "array":
+        return load(ArrayEncoder(n_layers=3), 2)
+    return load(TextEncoder(str(plain_folder(request.param))))
+
+
+def batch_of(backbone):
+    is_text = backbone.family != "tiny" or hasattr(backbone, "max_length")
+    samples = models.TEXTS[:3] if is_text else np.eye(3, 2)
+    return backbone.collate(backbone.prepare(samples))
+
+
+def test_roles_are_linear_layers_of_the_right_shape(backbone):
+    blocks = blocks_of(backbone)
+    assert len(blocks) == 3
+    width = models.WIDTH
+    for block in blocks:
+        sites = {role: find_site(block, role, backbone.role_table) for role in ROLES}
+        assert len({id(site) for site in sites.values()}) == len(ROLES)
+        for role in ROLES[:4]:
+            assert (sites[role].in_features, sites[role].out_features) == (width, width)
+        inner = sites["ffn_in"].out_features
+        assert inner > width
+        assert (sites["ffn_in"].in_features, sites["ffn_out"].out_features) == (
+            width,
+            width,
+        )
+        assert sites["ffn_out"].in_features == inner
+
+
+def test_roles_run_in_the_order_in_which_data_passes(backbone):
+    seen = []
+    handles = [
+        find_site(block, role, backbone.role_table).register_forward_hook(
+            lambda *_, place=(i, role): seen.append(place)
+        )
+        for i, block in enumerate(blocks_of(backbone))
+        for role in ROLES
+    ]
+    with torch.no_grad():
+        backbone.module(batch_of(backbone))
+    for handle in handles:
+        handle.remove()
+    assert len(seen) == 3 * len(ROLES)
+    for i in range(3):
+        roles = [role for block, role in seen if block == i]
+        assert set(roles[:3]) == {"query", "key", "value"}
+        assert roles[3:] == ["attention_output", "ffn_in", "ffn_out"]
+    assert [block for block, _ in seen] == sorted(block for block, _ in seen)
+
+
+
+def test_query_and_key_decide_where_to_look_and_value_what_is_seen(backbone):
+    # With queries (or keys) of zero all tokens are looked at alike: the values are
+    # averaged, so what goes into the output projection is the same at every token.
+    # With values of zero nothing is seen. This tells the three apart, but for the
+    # order of query and key, which the formula of attention treats alike.
+    network_module = backbone.share_module()
+    root = network_module.get_submodule(backbone.root)
+    block = root.get_submodule(backbone.role_table["blocks"])[0]
+    batch = {name: t[:1] for name, t in batch_of(backbone).items()}
+    seen = {}
+
+    def look(module, arguments):
+        seen["mixed"] = arguments[0].detach()
+
+    find_site(block, "attention_output", backbone.role_table).register_forward_pre_hook(
+        look
+    )
+
+    def mixed_without(role):
+        site = find_site(block, role, backbone.role_table)
+        handle = site.register_forward_hook(lambda *a: torch.zeros_like(a[2]))
+        with torch.no_grad():
+            network_module(batch)
+        handle.remove()
+        return seen["mixed"][0]
+
+    relative = backbone.family == "mpnet"  # its position bias stays without a query
+    for role in ("query", "key"):
+        mixed = mixed_without(role)
+        assert mixed.abs().max() > 1e-3
+        if not relative:
+            torch.testing.assert_close(mixed, mixed[:1].expand_as(mixed))
+    assert not mixed_without("value").any()
+
+
+def test_unknown_family_is_refused_with_all_that_helps(plain_folder):
+    folder = str(plain_folder("electra"))
+    with pytest.raises(ValueError, match="'electra' is not known") as caught:
+        AdapterClassifier(folder).fit(models.TEXTS, LABELS)
+    message = str(caught.value)
+    for family in FAMILIES:
+        assert f"'{family}'" in message
+    assert "role_table=" in message
+    assert "encoder.layer.0.attention.self.query" in message
+    for role in ROLES:
+        assert f"'{role}'" in message
+
+
+def test_unknown_family_works_without_adapter_and_in_full(plain_folder):
+    folder = str(plain_folder("electra"))
+    for adapter in (None, "full"):
+        clf = AdapterClassifier(folder, adapter=adapter, max_epochs=1, random_state=0)
+        assert len(clf.fit(models.TEXTS, LABELS).predict(models.TEXTS)) == len(LABELS)
+
+
+def test_role_table_given_makes_an_unknown_family_work(plain_folder):
+    encoder = TextEncoder(str(plain_folder("electra")), role_table=ELECTRA)
+    clf = AdapterClassifier(encoder, adapter=LoRA(2, roles=ROLES), random_state=0)
+    clf.fit(models.TEXTS, LABELS)
+    assert clf.n_trainable_params_ == 3 * 2 * (4 * 64 + 2 * 80)
+    module = clf._network.live.module
+    layer = module.get_submodule("transformer.encoder.layer.2.attention.self.value")
+    assert isinstance(layer, LoRALinear)
+    assert layer.lora_B.any()
+
+
+def test_role_table_given_overrides_that_of_a_known_family(plain_folder):
+    table = {"blocks": "encoder.layer", "query": "attention.self.key"}
+    encoder = TextEncoder(str(plain_folder("bert")), role_table=table)
+    clf = AdapterClassifier(encoder, adapter=LoRA(roles=["query"]), max_epochs=1)
+    clf.fit(models.TEXTS, LABELS)
+    assert all("self.key.lora" in name for name in clf._network.trainable())
+    with pytest.raises(ValueError, match=r"'value' is not a known role.*\['query'\]"):
+        clf.set_params(adapter="lora").fit(models.TEXTS, LABELS)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"query": "attention.self.q"}, r"'attention.self.q'.*nothing is there"),
+        ({"query": "attention.self"}, r"a BertSelfAttention is there.*self\.query"),
+    ],
+    ids=["no layer", "no linear layer"],
+)
+def test_role_table_that_points_elsewhere_is_refused(plain_folder, change, message):
+    table = {**FAMILIES["bert"], **change}
+    encoder = TextEncoder(str(plain_folder("bert")), role_table=table)
+    with pytest.raises(ValueError, match=message):
+        AdapterClassifier(encoder).fit(models.TEXTS, LABELS)
+
+
+def test_role_table_without_blocks_is_refused(plain_folder):
+    encoder = TextEncoder(str(plain_folder("bert")), role_table={"query": "a"})
+    with pytest.raises(ValueError, match="under 'blocks' the path"):
+        AdapterClassifier(encoder).fit(models.TEXTS, LABELS)
+
+
+def test_role_table_with_wrong_path_of_blocks_is_refused(plain_folder):
+    table = {**FAMILIES["bert"], "blocks": "encoder.layers"}
+    encoder = TextEncoder(str(plain_folder("bert")), role_table=table)
+    with pytest.raises(ValueError, match=r"'encoder\.layers'"):
+        AdapterClassifier(encoder).fit(models.TEXTS, LABELS)
+
+
+class Rows(nn.Module):
+    """A user's own pretrained model of numeric rows."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = nn.ModuleList(
+            nn.ModuleDict({"up": nn.Linear(4, 8), "down": nn.Linear(8, 4)})
+            for _ in range(2)
+        )
+
+    def forward(self, x):
+        for part in self.body:
+            x = x + part["down"](part["up"](x).tanh())
+        return x
+
+
+@pytest.mark.parametrize(
+    ("module", "table"),
+    [
+        (Rows(), {"blocks": "body", "ffn_in": "up", "ffn_out": "down"}),
+        (
+            nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 4)),
+            {"blocks": "", "ffn_in": "0", "ffn_out": "2"},
+        ),
+    ],
+    ids=["blocks", "one block"],
+)
+def test_role_table_of_a_given_module_of_rows_works(module, table):
+    X = np.random.RandomState(0).randn(30, 4)
+    y = X[:, 0] * X[:, 1] > 0
+    bits = [tensor.clone() for tensor in module.state_dict().values()]
+    encoder = ArrayEncoder(module, role_table=table)
+    adapter = LoRA(2, roles=["ffn_in", "ffn_out"])
+    clf = AdapterClassifier(encoder, adapter=adapter, random_state=0).fit(X, y)
+    n_blocks = 1 if table["blocks"] == "" else 2
+    assert clf.n_trainable_params_ == n_blocks * 2 * (4 + 8 + 8 + 4)
+    assert clf.score(X, y) > AdapterClassifier(encoder, adapter=None).fit(X, y).score(
+        X, y
+    )
+    assert all(map(torch.equal, module.state_dict().values(), bits))
+    assert all(tensor.requires_grad for tensor in module.parameters())
+
+
+def test_given_module_of_rows_without_table_is_refused_for_adapters():
+    X = np.random.RandomState(0).randn(6, 4)
+    with pytest.raises(ValueError, match=r"'Rows' is not known.*body\.0\.up"):
+        AdapterClassifier(ArrayEncoder(Rows())).fit(X, [0, 1] * 3)
+
+
+def test_block_that_is_the_module_itself_takes_layers_of_one():
+    module = nn.Sequential(nn.Linear(4, 4), nn.Tanh())
+    network = AdapterNetwork(
+        ArrayEncoder(module, role_table={"blocks": "", "query": "0"}),
+        LoRA(1, roles=["query"]),
+        1,
+        n_features=4,
+        device="cpu",
+        precision="float32",
+        seed=0,
+    )
+    assert sum(t.numel() for t in network.trainable().values()) == 8

