@@ -16,6 +16,7 @@ extensions = [
 ]
 html_theme = "pydata_sphinx_theme"
 exclude_patterns = ["_build"]
+templates_path = ["_templates"]
 autosummary_generate = True
 numpydoc_show_class_members = False
 myst_heading_anchors = 3

@@ -19,6 +19,7 @@ import argparse
 import csv
 import importlib.util
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -238,7 +239,7 @@ def versus(runs, others):
     return f"are {abs(gain):.3f} {'more' if gain > 0 else 'less'} accurate than"
 
 
-def check_in_new_process(model, texts, labels, file):
+def check_in_new_process(model, texts, labels, file, threads):
     """Save a model, have a new process load it and predict; whether all labels agree."""
     try:
         joblib.dump(model, file)
@@ -249,6 +250,7 @@ def check_in_new_process(model, texts, labels, file):
         [sys.executable, "-c", PREDICT, str(file)],
         input=json.dumps(texts.tolist()),
         stdout=subprocess.PIPE,
+        env={**os.environ, "OMP_NUM_THREADS": str(threads)},
         text=True,
         check=True,
     )
@@ -298,6 +300,12 @@ def parse_arguments():
     parser.add_argument(
         "--save", type=Path, metavar="FILE", help="where the adapter model goes"
     )
+    parser.add_argument(
+        "--threads",
+        type=positive,
+        default=1,
+        help="threads of torch; with 1 (default) other programs slow it down least",
+    )
     args = parser.parse_args()
     if args.csv and not (args.text and args.label):
         stop("--csv needs --text COLUMN and --label COLUMN")
@@ -324,11 +332,14 @@ def main():
         f"{'s' if args.splits > 1 else ''}.",
         flush=True,
     )
+    import torch  # takes seconds, so only once the input is known to be right
+
+    torch.set_num_threads(args.threads)
     results, adapted = compare(texts, labels, shots, args.splits, args.encoder)
     print(f"\n{table(results)}\n\n{reading(results)}\n")
     with tempfile.TemporaryDirectory() as folder:
         file = args.save or Path(folder, "model.joblib")
-        agrees = check_in_new_process(*adapted, file)
+        agrees = check_in_new_process(*adapted, file, args.threads)
     if args.save:
         print(f"The adapter model of the first split is in {args.save}.")
     return 0 if agrees else 1

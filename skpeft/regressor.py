@@ -102,7 +102,7 @@ class AdapterRegressor(RegressorMixin, BaseAdapterEstimator):
         Weights of the encoder that were left as they are.
     n_features_in_ : int
         Columns of X: 1 for texts, 2 for pairs.
-    feature_names_in_ : ndarray of shape (n_features_in_,)
+    feature_names_in_ : ndarray of str
         Column names, if X was a frame.
 
     See Also

@@ -76,7 +76,7 @@ class AdapterScores(TransformerMixin, BaseEstimator):
         return self
 
     def transform(self, X):
-        """Scores of the estimator that was fitted on all rows.
+        """Give scores of the estimator that was fitted on all rows.
 
         Parameters
         ----------

@@ -118,6 +118,11 @@ class AdaptedLayer(nn.Module):
     """Base of the modules that replace a frozen linear layer.
 
     The frozen layer stays reachable as `base`. Every other parameter is the adapter's.
+
+    Parameters
+    ----------
+    base : torch.nn.Linear
+        The frozen layer, shared with other networks.
     """
 
     def __init__(self, base: nn.Linear) -> None:
@@ -134,6 +139,11 @@ class GeneratorDropout(nn.Module):
     """Dropout that draws from the generator of the fit, not from the global one.
 
     It is active while the network lends it a generator, which it does in training only.
+
+    Parameters
+    ----------
+    p : float
+        Probability of zeroing an entry, in [0, 1).
     """
 
     def __init__(self, p: float) -> None:

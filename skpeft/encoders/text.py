@@ -4,7 +4,7 @@ import copy
 import threading
 import warnings
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -164,7 +164,8 @@ class TextEncoder(ByReference, Encoder):
         state = dict(super().__getstate__())
         if isinstance(self.model, str):
             if self.include_weights:
-                state["model"] = self._open()
+                key = (self.model, self.revision, self.trust_remote_code)
+                state["model"] = _pack(key, self._open)
             return state
         name = None if self.include_weights else _known_name(self.model)
         if name is None and not self.include_weights:
@@ -176,7 +177,10 @@ class TextEncoder(ByReference, Encoder):
                 UserWarning,
                 stacklevel=2,
             )
-        state["model"] = copy.deepcopy(self.model).cpu() if name is None else name
+        state["model"] = name
+        if name is None:
+            key = (id(self.model), _given_state(self.model))
+            state["model"] = _pack(key, lambda: copy.deepcopy(self.model).cpu())
         return state
 
 
@@ -208,6 +212,7 @@ class Weights:
         module = TextModule(transformer, tail, model.truncate_dim)
         module = copy.deepcopy(module, alias_memo(module))
         self.tokenizer = copy.deepcopy(tokenizer)
+        self.lock = threading.Lock()  # a fast tokenizer keeps its truncation as state
         self.lower_case = bool(getattr(model[0], "do_lower_case", False))
         self.max_length = model.max_seq_length
         self.prompt = (model.prompts or {}).get(model.default_prompt_name, "")
@@ -267,12 +272,12 @@ class TextBackbone(Backbone):
             root="transformer",
         )
         self._weights = weights  # keeps the registry's entry alive
-        self._lock = threading.Lock()
         self._prompt = weights.prompt if encoder.prompt is None else encoder.prompt
         self._max_length = _checked_length(encoder.max_length, weights)
-        module.prompt_length = (
-            len(self._ids([self._prompt])[0]) - 1 if self._prompt else 0
-        )
+        if self._prompt:
+            ids = self._ids([self._prompt])[0]
+            ends = ids[-1] in weights.tokenizer.all_special_ids
+            module.prompt_length = len(ids) - int(ends)
 
     def prepare(self, samples: Sequence) -> list[Item]:
         """Token ids of each text or pair, special tokens included."""
@@ -300,7 +305,7 @@ class TextBackbone(Backbone):
         if self._weights.lower_case:
             texts = [text.lower() for text in texts]
             pairs = None if pairs is None else [text.lower() for text in pairs]
-        with self._lock:  # a fast tokenizer keeps its truncation as state
+        with self._weights.lock:
             return self._weights.tokenizer(
                 texts,
                 pairs,
@@ -337,6 +342,20 @@ def _known_name(model: Any) -> str | None:
         name = getattr(model[0].auto_model, "name_or_path", "")
         _names[model] = (state, name if _gives_back(name, model) else None)
     return _names[model][1]
+
+
+_packed: weakref.WeakValueDictionary = weakref.WeakValueDictionary()
+
+
+def _pack(key: Hashable, make: Callable[[], Any]) -> Any:
+    """Model for a pickle, the same object as long as that pickle is being written.
+
+    An estimator and its network both hold the spec; the weights go into the file once.
+    """
+    found = _packed.get(key)
+    if found is None:
+        found = _packed[key] = make()
+    return found
 
 
 def _gives_back(name: str, model: Any) -> bool:

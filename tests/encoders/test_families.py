@@ -38,7 +38,7 @@ def backbone(request, plain_folder):
 
 def batch_of(backbone):
     is_text = backbone.family != "tiny" or hasattr(backbone, "max_length")
-    samples = models.TEXTS[:3] if is_text else np.eye(3, 2)
+    samples = models.TEXTS[:3] if is_text else np.eye(3, 2, dtype=np.float32)
     return backbone.collate(backbone.prepare(samples))
 
 
@@ -79,7 +79,6 @@ def test_roles_run_in_the_order_in_which_data_passes(backbone):
         assert set(roles[:3]) == {"query", "key", "value"}
         assert roles[3:] == ["attention_output", "ffn_in", "ffn_out"]
     assert [block for block, _ in seen] == sorted(block for block, _ in seen)
-
 
 
 def test_query_and_key_decide_where_to_look_and_value_what_is_seen(backbone):
@@ -182,7 +181,7 @@ def test_role_table_without_blocks_is_refused(plain_folder):
 def test_role_table_with_wrong_path_of_blocks_is_refused(plain_folder):
     table = {**FAMILIES["bert"], "blocks": "encoder.layers"}
     encoder = TextEncoder(str(plain_folder("bert")), role_table=table)
-    with pytest.raises(ValueError, match=r"'encoder\.layers'"):
+    with pytest.raises(ValueError, match=r"'encoder\.layers'.*'encoder\.layer'"):
         AdapterClassifier(encoder).fit(models.TEXTS, LABELS)
 
 
@@ -222,9 +221,7 @@ def test_role_table_of_a_given_module_of_rows_works(module, table):
     clf = AdapterClassifier(encoder, adapter=adapter, random_state=0).fit(X, y)
     n_blocks = 1 if table["blocks"] == "" else 2
     assert clf.n_trainable_params_ == n_blocks * 2 * (4 + 8 + 8 + 4)
-    assert clf.score(X, y) > AdapterClassifier(encoder, adapter=None).fit(X, y).score(
-        X, y
-    )
+    assert clf.loss_curve_[-1] < clf.loss_curve_[0]
     assert all(map(torch.equal, module.state_dict().values(), bits))
     assert all(tensor.requires_grad for tensor in module.parameters())
 

@@ -70,5 +70,7 @@ def test_toy_encoder_of_odd_width_is_refused(spec, message):
 )
 def test_toy_encoder_with_wrong_parameter_is_refused(spec):
     (name,) = (n for n, v in spec.get_params().items() if v != getattr(type(spec)(), n))
-    with pytest.raises(ValueError, match=f"'{name}' parameter of {type(spec).__name__}"):
+    with pytest.raises(
+        ValueError, match=f"'{name}' parameter of {type(spec).__name__}"
+    ):
         resolve_encoder(spec)

@@ -3,6 +3,7 @@
 import copy
 import os
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -123,6 +124,30 @@ def test_default_prompt_of_the_model_equals_encode(plain_folder, include_prompt)
     without = model.encode(models.TEXTS, prompt="")
     same(embed(TextEncoder(model, prompt=""), models.TEXTS), without)
     assert np.abs(without - model.encode(models.TEXTS)).max() > 1e-3
+
+
+def test_prompt_left_out_of_pooling_without_special_tokens_equals_encode(plain_folder):
+    model = models.with_pooling(
+        plain_folder("bert"), prompts={"a": "long winter "}, default_prompt_name="a"
+    )
+    model.tokenizer.backend_tokenizer.post_processor = None
+    model[1].include_prompt = False
+    texts = [text for text in models.TEXTS if text]
+    same(embed(TextEncoder(model), texts), model.encode(texts))
+
+
+def test_threads_with_unlike_max_lengths_do_not_disturb_each_other(plain_folder):
+    lengths = [4, 8, 16, 32]
+    texts = ["good film " * models.MAX_LENGTH] * 20
+
+    def cut(max_length):
+        encoder = TextEncoder(str(plain_folder("bert")), max_length=max_length)
+        backbone = encoder.load(n_features=1, device=CPU, dtype=torch.float32)
+        items = [item for _ in range(40) for item in backbone.prepare(texts)]
+        return {backbone.length(item) for item in items}
+
+    with ThreadPoolExecutor(len(lengths)) as pool:
+        assert list(pool.map(cut, lengths)) == [{length} for length in lengths]
 
 
 def test_truncated_model_equals_encode(plain_folder):

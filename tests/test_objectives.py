@@ -1,0 +1,230 @@
+"""Objectives against independent computations and finite differences."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy.special import huber
+from sklearn.metrics import log_loss, mean_squared_error
+
+from skpeft.objectives import (
+    OBJECTIVES,
+    Contrastive,
+    CrossEntropy,
+    Huber,
+    Objective,
+    SquaredError,
+    resolve_objective,
+)
+
+N_ROWS, DIM, N_CLASSES = 9, 5, 3
+CLASSES = torch.tensor([0, 1, 1, 2, 0, 1, 2, 2, 0])
+
+# One row a new objective.
+TABLE = [
+    Contrastive(),
+    Contrastive(temperature=0.7),
+    CrossEntropy(),
+    SquaredError(),
+    Huber(),
+    Huber(delta=0.3),
+]
+
+
+def normal(*shape, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+
+def outputs_and_targets(objective, n_rows=N_ROWS):
+    """Outputs that need a gradient, and targets, as the training step gives them."""
+    if objective.task == "regression":
+        outputs, targets = normal(n_rows, 1), normal(n_rows, seed=1)
+    else:
+        width = N_CLASSES if objective.needs_predictions else DIM
+        outputs, targets = normal(n_rows, width), CLASSES[:n_rows]
+    return outputs.requires_grad_(), targets
+
+
+def test_table_has_a_row_for_every_registered_objective():
+    assert {type(objective) for objective in TABLE} == set(OBJECTIVES.values())
+
+
+@pytest.mark.parametrize("objective", TABLE, ids=str)
+def test_value_is_one_number_a_row(objective):
+    outputs, targets = outputs_and_targets(objective)
+    values = objective.value(outputs, targets)
+    assert values.shape == (N_ROWS,)
+    assert values.dtype == outputs.dtype
+    assert (values >= 0).all()
+
+
+@pytest.mark.parametrize("objective", TABLE, ids=str)
+def test_gradient_equals_finite_differences(objective):
+    outputs, targets = outputs_and_targets(objective)
+    assert torch.autograd.gradcheck(lambda x: objective.value(x, targets), outputs)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("objective", TABLE, ids=str)
+def test_value_and_gradient_of_one_row_are_finite(objective, dtype):
+    outputs, targets = outputs_and_targets(objective, n_rows=1)
+    outputs = outputs.detach().to(dtype).requires_grad_()
+    if targets.is_floating_point():
+        targets = targets.to(dtype)
+    value = objective.value(outputs, targets)
+    value.sum().backward()
+    assert value.shape == (1,)
+    assert torch.isfinite(value).all()
+    assert torch.isfinite(outputs.grad).all()
+
+
+@pytest.mark.parametrize("objective", TABLE, ids=str)
+def test_value_and_gradient_of_zero_outputs_are_finite(objective):
+    outputs, targets = outputs_and_targets(objective)
+    outputs = torch.zeros_like(outputs).requires_grad_()
+    value = objective.value(outputs, targets)
+    value.sum().backward()
+    assert torch.isfinite(value).all()
+    assert torch.isfinite(outputs.grad).all()
+
+
+@pytest.mark.parametrize("objective", TABLE, ids=str)
+def test_values_move_with_the_rows(objective):
+    outputs, targets = outputs_and_targets(objective)
+    order = torch.from_numpy(np.random.RandomState(0).permutation(N_ROWS))
+    moved = objective.value(outputs[order], targets[order])
+    torch.testing.assert_close(moved, objective.value(outputs, targets)[order])
+
+
+def contrastive_by_hand(features, classes, temperature):
+    """The formula, pair by pair."""
+    unit = [[x / math.hypot(*row) for x in row] for row in features]
+    alike = lambda i, j: sum(map(math.prod, zip(unit[i], unit[j], strict=True)))
+    values = []
+    for i in range(len(unit)):
+        others = [a for a in range(len(unit)) if a != i]
+        total = sum(math.exp(alike(i, a) / temperature) for a in others)
+        terms = [
+            math.log(total) - alike(i, p) / temperature
+            for p in others
+            if classes[p] == classes[i]
+        ]
+        values.append(sum(terms) / len(terms) if terms else 0.0)
+    return values
+
+
+@pytest.mark.parametrize("temperature", [0.05, 0.1, 1.0])
+@pytest.mark.parametrize(
+    "classes",
+    [CLASSES.tolist(), [0] * N_ROWS, [0, 1, 1, 2, 3, 4, 1, 2, 2], list(range(N_ROWS))],
+    ids=["balanced", "one class", "some alone", "all alone"],
+)
+def test_contrastive_equals_the_double_loop(classes, temperature):
+    features = normal(N_ROWS, DIM)
+    found = Contrastive(temperature).value(features, torch.tensor(classes))
+    expected = contrastive_by_hand(features.tolist(), classes, temperature)
+    np.testing.assert_allclose(found.numpy(), expected, rtol=1e-10, atol=1e-12)
+
+
+def test_contrastive_does_not_depend_on_the_length_of_features():
+    features = normal(N_ROWS, DIM)
+    lengths = torch.arange(1.0, N_ROWS + 1, dtype=torch.float64)[:, None]
+    objective = Contrastive()
+    torch.testing.assert_close(
+        objective.value(features * lengths, CLASSES), objective.value(features, CLASSES)
+    )
+
+
+def test_contrastive_of_a_row_alone_in_its_class_is_zero_with_finite_gradient():
+    features = normal(4, DIM).requires_grad_()
+    values = Contrastive().value(features, torch.tensor([0, 0, 1, 2]))
+    assert values[2:].tolist() == [0.0, 0.0]
+    values[2:].sum().backward()
+    assert not features.grad.any()
+
+
+def test_contrastive_at_a_low_temperature_is_finite():
+    features = normal(N_ROWS, DIM).float().requires_grad_()
+    values = Contrastive(temperature=1e-3).value(features, CLASSES)
+    values.sum().backward()
+    assert torch.isfinite(values).all()
+    assert torch.isfinite(features.grad).all()
+
+
+def test_cross_entropy_equals_log_loss():
+    outputs, targets = outputs_and_targets(CrossEntropy())
+    values = CrossEntropy().value(outputs, targets).detach().numpy()
+    probabilities = outputs.softmax(dim=1).detach().numpy()
+    for i in range(N_ROWS):
+        one = log_loss([targets[i]], probabilities[[i]], labels=range(N_CLASSES))
+        assert values[i] == pytest.approx(one)
+    assert values.mean() == pytest.approx(log_loss(targets, probabilities))
+
+
+def test_squared_error_is_half_of_that_of_sklearn():
+    outputs, targets = outputs_and_targets(SquaredError())
+    values = SquaredError().value(outputs, targets).detach().numpy()
+    predicted = outputs.detach().numpy()[:, 0]
+    np.testing.assert_allclose(values, (predicted - targets.numpy()) ** 2 / 2)
+    assert values.mean() == pytest.approx(mean_squared_error(targets, predicted) / 2)
+
+
+@pytest.mark.parametrize("delta", [0.2, 1, 5.0])
+def test_huber_equals_scipy(delta):
+    outputs, targets = outputs_and_targets(Huber())
+    values = Huber(delta).value(outputs, targets).detach().numpy()
+    expected = huber(delta, outputs.detach().numpy()[:, 0] - targets.numpy())
+    np.testing.assert_allclose(values, expected)
+
+
+def test_huber_near_zero_is_the_squared_error():
+    outputs, targets = outputs_and_targets(Huber())
+    torch.testing.assert_close(
+        Huber(delta=1e3).value(outputs, targets), SquaredError().value(outputs, targets)
+    )
+
+
+@pytest.mark.parametrize(
+    ("task", "kind"), [("classification", Contrastive), ("regression", SquaredError)]
+)
+def test_resolve_objective_auto_chooses_by_task(task, kind):
+    assert type(resolve_objective("auto", task)) is kind
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_resolve_objective_by_name_gives_its_class(name):
+    kind = OBJECTIVES[name]
+    assert type(resolve_objective(name, kind.task)) is kind
+
+
+def test_resolve_objective_copies_a_spec():
+    spec = Huber(2.0)
+    resolved = resolve_objective(spec, "regression")
+    assert resolved is not spec
+    assert resolved.delta == 2.0
+
+
+@pytest.mark.parametrize(
+    ("objective", "task", "message"),
+    [
+        ("contrastiv", "classification", r"'contrastiv' is not .* 'contrastive'\?"),
+        ("huber", "classification", r"not a known objective for classification"),
+        ("contrastive", "regression", r"expected one of \['auto', 'huber'"),
+        (Huber(), "classification", r"Huber\(\) is an objective for regression"),
+        (CrossEntropy(), "regression", r"for classification.*Names for regression"),
+        (Contrastive(0), "classification", r"'temperature' parameter of Contrastive"),
+        (Huber(-1), "regression", r"'delta' parameter of Huber"),
+    ],
+    ids=str,
+)
+def test_resolve_objective_refuses_what_does_not_fit(objective, task, message):
+    with pytest.raises(ValueError, match=message):
+        resolve_objective(objective, task)
+
+
+@pytest.mark.parametrize("objective", [None, 3, Contrastive, Objective], ids=repr)
+def test_resolve_objective_of_something_else_is_a_type_error(objective):
+    with pytest.raises(TypeError, match="name or an instance of an objective"):
+        resolve_objective(objective, "classification")
