@@ -59,7 +59,9 @@ def test_shared_parameters_of_the_estimators_are_documented_alike():
 
 @pytest.mark.parametrize("kind", [AdapterClassifier, AdapterRegressor], ids=str)
 def test_documented_defaults_are_those_of_the_signature(kind):
-    documented = {p.name: " ".join(p.type.split()) for p in ClassDoc(kind)["Parameters"]}
+    documented = {
+        p.name: " ".join(p.type.split()) for p in ClassDoc(kind)["Parameters"]
+    }
     for name, parameter in inspect.signature(kind).parameters.items():
         default = re.search(r"default=(\S+)$", documented[name]).group(1)
         assert float_or_text(default) == float_or_text(repr(parameter.default)), name
@@ -90,7 +92,7 @@ def test_python_blocks_of_page_run_in_order(page, tmp_path, monkeypatch):
         exec(compile(block, page, "exec"), namespace)
 
 
-@pytest.mark.parametrize("path", sorted(ROOT.glob("docs/*.md")) + [ROOT / "README.md"])
+@pytest.mark.parametrize("path", [*sorted(ROOT.glob("docs/*.md")), ROOT / "README.md"])
 def test_relative_links_of_page_lead_somewhere(path):
     for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", path.read_text()):
         assert (path.parent / target).exists(), target

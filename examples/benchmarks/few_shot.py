@@ -23,6 +23,7 @@ import joblib
 import numpy as np
 import pandas as pd
 import torch
+from peers import PeftTrainer, SetFit
 from scipy.stats import spearmanr
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression, LogisticRegressionCV, RidgeCV
@@ -78,6 +79,8 @@ CLASSIFIERS = {
         random_state=seed,
     ),
     "full": lambda seed, y: AdapterClassifier(adapter="full", random_state=seed),
+    "setfit": SetFit,
+    "peft_trainer": PeftTrainer,
 }
 REGRESSORS = {
     "tfidf": lambda seed, y: make_pipeline(
@@ -151,6 +154,7 @@ def run_one(method, name, shots, split, parts, test_rows):
         "trained": int(getattr(estimator, "n_trainable_params_", 0)),
         "bytes": file.getbuffer().nbytes,
         "threads": torch.get_num_threads(),
+        "note": getattr(estimator, "note", ""),
     }
 
 

@@ -86,7 +86,7 @@ class Backbone:
         self.role_table = role_table
         self.family = family
         self.root = root
-        self._versions = self._read_versions()
+        self._state = tensor_state(self.module)
 
     def prepare(self, samples: Sequence) -> list[Item]:
         """Turn samples into items, once per fit or prediction."""
@@ -129,7 +129,7 @@ class Backbone:
 
     def check_unchanged(self) -> None:
         """Raise a `RuntimeError` if shared weights were changed by their owner."""
-        if self._read_versions() != self._versions:
+        if tensor_state(self.module) != self._state:
             raise RuntimeError(
                 "The weights of the loaded model that was passed as encoder were changed "
                 "in place after fit, for example by training it, and the fitted adapters "
@@ -137,15 +137,18 @@ class Backbone:
                 "folder as encoder, so that the weights are not shared with your object."
             )
 
-    def _read_versions(self) -> list[int]:
-        tensors = chain(self.module.parameters(), self.module.buffers())
-        return [tensor._version for tensor in tensors]
-
 
 def tensor_state(module: nn.Module) -> tuple:
-    """Addresses and versions of all tensors: changes when any of them is changed."""
-    tensors = chain(module.parameters(), module.buffers())
-    return tuple((tensor.data_ptr(), tensor._version) for tensor in tensors)
+    """Addresses, versions and samples of all tensors: changes when any is changed.
+
+    Fused optimizers and writes to `.data` do not count the version up, so some values
+    of each tensor are looked at too; a training step moves nearly all of them.
+    """
+    tensors = [t.detach() for t in chain(module.parameters(), module.buffers())]
+    places = tuple((tensor.data_ptr(), tensor._version) for tensor in tensors)
+    flat = [tensor.reshape(-1) for tensor in tensors]
+    some = [values[:: max(1, len(values) // 16)].float().cpu() for values in flat]
+    return places, torch.cat(some).numpy().tobytes() if some else b""
 
 
 def alias_memo(module: nn.Module) -> dict[int, Any]:

@@ -37,6 +37,10 @@ _PROBES = (
 )
 
 
+# Before the names of what belongs to the second text of a pair.
+_SECOND = "second_"
+
+
 class TextEncoder(ByReference, Encoder):
     """Frozen transformer encoder of texts.
 
@@ -55,6 +59,12 @@ class TextEncoder(ByReference, Encoder):
         transformers encoder that is "mean".
     prompt : str or None, default=None
         Put before every text. None: the model's own default prompt, mostly none.
+    pair : {"bi", "cross"}, default="bi"
+        How a sample of two texts is read. "bi": each text by itself, as the embeddings
+        :math:`u` and :math:`v` of width :math:`d`; the features are :math:`u`,
+        :math:`v`, :math:`|u - v|` and :math:`d^{1/2} u v`, four times as many as for a
+        single text [1]_. "cross": both as one sequence, as in pretraining on sentence
+        pairs.
     revision : str or None, default=None
         Branch, tag or commit on the hub.
     trust_remote_code : bool, default=False
@@ -67,6 +77,11 @@ class TextEncoder(ByReference, Encoder):
     include_weights : bool, default=False
         Whether a pickle carries the encoder's weights too. Without, it holds the
         model's name and a fingerprint, by which the right model is known again.
+
+    References
+    ----------
+    .. [1] Reimers and Gurevych (2019). Sentence-BERT: Sentence Embeddings using Siamese
+       BERT-Networks. EMNLP.
 
     Examples
     --------
@@ -81,6 +96,7 @@ class TextEncoder(ByReference, Encoder):
         "max_length": [Interval(Integral, 2, None, closed="left"), None],
         "pooling": [StrOptions(set(POOLINGS)), None],
         "prompt": [str, None],
+        "pair": [StrOptions({"bi", "cross"})],
         "revision": [str, None],
         "trust_remote_code": ["boolean"],
         "role_table": [dict, None],
@@ -94,6 +110,7 @@ class TextEncoder(ByReference, Encoder):
         max_length=None,
         pooling=None,
         prompt=None,
+        pair="bi",
         revision=None,
         trust_remote_code=False,
         role_table=None,
@@ -103,6 +120,7 @@ class TextEncoder(ByReference, Encoder):
         self.max_length = max_length
         self.pooling = pooling
         self.prompt = prompt
+        self.pair = pair
         self.revision = revision
         self.trust_remote_code = trust_remote_code
         self.role_table = role_table
@@ -241,7 +259,22 @@ class TextModule(nn.Module):
         self.prompt_length = 0
 
     def forward(self, batch: dict[str, Tensor]) -> Tensor:
-        """Map a batch to features of shape (batch, dim)."""
+        """Map a batch to features of shape (batch, dim), or (batch, 4 * dim) for two texts."""
+        second = {
+            name.removeprefix(_SECOND): tensor
+            for name, tensor in batch.items()
+            if name.startswith(_SECOND)
+        }
+        if not second:
+            return self.embed(batch)
+        u = self.embed({name: batch[name] for name in second})
+        v = self.embed(second)
+        # The root makes the products as large as the entries, if these have length one.
+        product = u * v * u.shape[1] ** 0.5
+        return torch.cat([u, v, (u - v).abs(), product], dim=1)
+
+    def embed(self, batch: dict[str, Tensor]) -> Tensor:
+        """Map token ids of single sequences to embeddings of shape (batch, dim)."""
         hidden = self.transformer(**batch, return_dict=True).last_hidden_state
         features = {
             "token_embeddings": hidden,
@@ -272,10 +305,11 @@ class TextBackbone(Backbone):
             root="transformer",
         )
         self._weights = weights  # keeps the registry's entry alive
+        self._pair = encoder.pair
         self._prompt = weights.prompt if encoder.prompt is None else encoder.prompt
         self._max_length = _checked_length(encoder.max_length, weights)
         if self._prompt:
-            ids = self._ids([self._prompt])[0]
+            ids = self._tokenize([self._prompt])["input_ids"][0]
             ends = ids[-1] in weights.tokenizer.all_special_ids
             module.prompt_length = len(ids) - int(ends)
 
@@ -284,22 +318,20 @@ class TextBackbone(Backbone):
         if not len(samples):
             return []
         if isinstance(samples[0], str):
-            ids = self._ids([self._prompt + text for text in samples])
-            return [{"input_ids": np.array(row, dtype=np.int32)} for row in ids]
+            return [{"input_ids": row} for row in self._ids(samples)]
         first, second = zip(*samples, strict=True)
+        if self._pair == "bi":
+            rows = zip(self._ids(first), self._ids(second), strict=True)
+            return [{"input_ids": u, f"{_SECOND}input_ids": v} for u, v in rows]
         encoded = self._tokenize([self._prompt + text for text in first], list(second))
         names = [name for name in ("input_ids", "token_type_ids") if name in encoded]
-        rows = zip(*(encoded[name] for name in names), strict=True)
-        return [
-            {
-                name: np.array(part, dtype=np.int32)
-                for name, part in zip(names, row, strict=True)
-            }
-            for row in rows
-        ]
+        parts = zip(*(encoded[name] for name in names), strict=True)
+        return [dict(zip(names, map(_array, row), strict=True)) for row in parts]
 
-    def _ids(self, texts: list[str]) -> list[list[int]]:
-        return self._tokenize(texts)["input_ids"]
+    def _ids(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """Token ids of single texts, after the prompt."""
+        encoded = self._tokenize([self._prompt + text for text in texts])
+        return [_array(row) for row in encoded["input_ids"]]
 
     def _tokenize(self, texts: list[str], pairs: list[str] | None = None) -> Any:
         if self._weights.lower_case:
@@ -318,18 +350,23 @@ class TextBackbone(Backbone):
     def collate(self, items: Sequence[Item]) -> dict[str, Tensor]:
         """Pad to the longest of the batch."""
         tokenizer = self._weights.tokenizer
-        fill, side = tokenizer.pad_token_id or 0, tokenizer.padding_side
-        ids, mask = pad([item["input_ids"] for item in items], fill, side)
-        batch = {"input_ids": ids, "attention_mask": mask}
-        if "token_type_ids" in items[0]:
-            batch["token_type_ids"], _ = pad(
-                [item["token_type_ids"] for item in items], 0, side
-            )
+        side = tokenizer.padding_side
+        batch = {}
+        for name in items[0]:
+            is_id = name.endswith("input_ids")
+            fill = (tokenizer.pad_token_id or 0) if is_id else 0
+            batch[name], mask = pad([item[name] for item in items], fill, side)
+            if is_id:
+                batch[name.replace("input_ids", "attention_mask")] = mask
         return batch
 
     def length(self, item: Item) -> int:
         """Number of tokens."""
-        return len(item["input_ids"])
+        return sum(len(ids) for name, ids in item.items() if name.endswith("input_ids"))
+
+
+def _array(ids: list[int]) -> np.ndarray:
+    return np.array(ids, dtype=np.int32)
 
 
 _names: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()

@@ -228,17 +228,29 @@ def test_own_model_shares_its_memory(model):
     assert not addresses(full._network.live.module) & own
 
 
-def train_in_place(model):
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+def train_in_place(model, fused=False):
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, fused=fused)
     features = model.preprocess(["good film"])
     model(features)["sentence_embedding"].sum().backward()
     optimizer.step()
 
 
-def test_own_model_trained_later_is_noticed(model):
+@pytest.mark.parametrize(
+    "change",
+    [
+        train_in_place,
+        lambda model: train_in_place(model, fused=True),  # counts no version up
+        lambda model: [p.data.mul_(2) for p in model.parameters()],  # neither does this
+        lambda model: model.load_state_dict(
+            {name: -tensor for name, tensor in model.state_dict().items()}
+        ),
+    ],
+    ids=["trained", "trained by a fused optimizer", "data", "other weights loaded"],
+)
+def test_own_model_changed_later_is_noticed(model, change):
     clf = fitted(model)
     clf.predict(models.TEXTS)
-    train_in_place(model)
+    change(model)
     with pytest.raises(RuntimeError, match="changed in place after fit"):
         clf.predict(models.TEXTS)
     again = clone(clf).fit(models.TEXTS, LABELS)

@@ -170,17 +170,26 @@ def test_model_with_a_dense_part_equals_encode(plain_folder):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_pairs_equal_encode_of_pairs(plain_folder, family):
+def test_pairs_read_across_equal_encode_of_pairs(plain_folder, family):
     folder = plain_folder(family)
     expected = models.load(folder).encode([list(pair) for pair in models.PAIRS])
-    found = embed(TextEncoder(str(folder)), models.PAIRS, 2)
+    found = embed(TextEncoder(str(folder), pair="cross"), models.PAIRS, 2)
     same(found, expected)
     joined = [" ".join(pair) for pair in models.PAIRS]
     assert np.abs(found - embed(TextEncoder(str(folder)), joined)).max() > 1e-3
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_pairs_read_by_themselves_compare_their_embeddings(plain_folder, family):
+    folder = plain_folder(family)
+    first, second = zip(*models.PAIRS, strict=True)
+    u, v = (models.load(folder).encode(list(texts)) for texts in (first, second))
+    expected = np.hstack([u, v, np.abs(u - v), np.sqrt(u.shape[1]) * u * v])
+    same(embed(TextEncoder(str(folder)), models.PAIRS, 2), expected)
+
+
 def test_pairs_beyond_max_length_lose_of_the_longer_text(plain_folder):
-    encoder = TextEncoder(str(plain_folder("bert")), max_length=8)
+    encoder = TextEncoder(str(plain_folder("bert")), max_length=8, pair="cross")
     backbone = encoder.load(n_features=2, device=CPU, dtype=torch.float32)
     (item,) = backbone.prepare([("film", "good " * 20)])
     film, good = (models.vocabulary("bert").index(word) for word in ("film", "good"))
@@ -188,13 +197,14 @@ def test_pairs_beyond_max_length_lose_of_the_longer_text(plain_folder):
     assert item["token_type_ids"].tolist() == [0, 0, 0, 1, 1, 1, 1, 1]
 
 
-def test_pairs_with_prompt_have_it_before_the_first_text(plain_folder):
+def test_pairs_with_prompt_have_it_where_single_texts_have_it(plain_folder):
     folder = str(plain_folder("bert"))
-    with_prompt = TextEncoder(folder, prompt="query : ")
-    written_out = [(f"query : {first}", second) for first, second in models.PAIRS]
-    same(
-        embed(with_prompt, models.PAIRS, 2), embed(TextEncoder(folder), written_out, 2)
-    )
+    for pair, end in (("cross", ""), ("bi", "query : ")):
+        written_out = [(f"query : {u}", f"{end}{v}") for u, v in models.PAIRS]
+        same(
+            embed(TextEncoder(folder, prompt="query : ", pair=pair), models.PAIRS, 2),
+            embed(TextEncoder(folder, pair=pair), written_out, 2),
+        )
 
 
 def test_padding_on_the_left_equals_encode(plain_folder):
@@ -307,32 +317,41 @@ def test_text_encoder_with_wrong_parameter_is_refused(parameters, message):
         resolve_encoder(TextEncoder(**parameters))
 
 
+def loudness():
+    """Levels and progress bars of the libraries that load a model."""
+    from huggingface_hub import utils as hub
+
+    return (
+        logging.get_verbosity(),
+        logging.is_progress_bar_enabled(),
+        hub.logging.get_verbosity(),
+        not hub.are_progress_bars_disabled(),
+    )
+
+
 @pytest.mark.parametrize("level", [logging.INFO, logging.ERROR])
 @pytest.mark.parametrize("bars", [True, False])
 def test_quiet_loading_leaves_levels_and_bars_as_found(level, bars):
-    from huggingface_hub import utils as hub
-
-    before = (logging.get_verbosity(), logging.is_progress_bar_enabled())
-    before_hub = (hub.are_progress_bars_disabled(), hub.logging.get_verbosity())
-
-    def set_all(level, bars):
+    def be(level, bars):
         logging.set_verbosity(level)
         (logging.enable_progress_bar if bars else logging.disable_progress_bar)()
 
-    try:
-        set_all(level, bars)
-        with pytest.raises(KeyError), quiet_loading():
-            assert not logging.is_progress_bar_enabled()
-            assert hub.are_progress_bars_disabled()
+    def fail_inside():
+        with quiet_loading():
+            inside.extend(loudness())
             raise KeyError
-        assert logging.get_verbosity() == level
-        assert logging.is_progress_bar_enabled() == bars
+
+    inside, former = [], loudness()
+    try:
+        be(level, bars)
+        before = loudness()
+        with pytest.raises(KeyError):
+            fail_inside()
+        assert loudness() == before
+        assert before[:2] == (level, bars)
+        assert inside == [logging.ERROR, False, logging.ERROR, False]
     finally:
-        set_all(*before)
-    assert before_hub == (
-        hub.are_progress_bars_disabled(),
-        hub.logging.get_verbosity(),
-    )
+        be(*former[:2])
 
 
 def test_loading_prints_nothing(plain_folder, capfd):

@@ -1,0 +1,144 @@
+"""Other libraries' ways of learning from few texts, behind fit and predict_proba.
+
+Each is used as its own documentation shows. The encoder is loaded by the constructor, so
+that timing `fit` leaves loading out, as it does for skpeft.
+"""
+
+import tempfile
+
+import numpy as np
+
+from skpeft.encoders import TextEncoder
+from skpeft.encoders._hub import locate
+
+ENCODER = TextEncoder().model
+LIMIT = 2500  # steps; beyond, SetFit draws a fixed number of pairs a row
+
+
+class Peer:
+    """What the peers share: classes, and the label of the highest probability."""
+
+    def __init__(self, seed, y):
+        self.seed = seed
+        self.classes_, self.sizes = np.unique(y, return_counts=True)
+
+    def predict(self, X):
+        return self.classes_[self.predict_proba(X).argmax(axis=1)]
+
+
+class SetFit(Peer):
+    """SetFit: every weight fine-tuned on pairs of texts, then logistic regression."""
+
+    def __init__(self, seed, y):
+        super().__init__(seed, y)
+        from setfit import SetFitModel
+
+        self.model = SetFitModel.from_pretrained(str(locate(ENCODER, None)))
+        self.n_trainable_params_ = sum(
+            p.numel() for p in self.model.model_body.parameters()
+        )
+
+    def fit(self, X, y):
+        from datasets import Dataset
+        from setfit import Trainer, TrainingArguments
+
+        rows = Dataset.from_dict(
+            {"text": list(X), "label": np.searchsorted(self.classes_, y).tolist()}
+        )
+        # By default SetFit oversamples positive pairs to the number of negative ones.
+        n_positive = np.sum(self.sizes * (self.sizes - 1) / 2)
+        n_negative = len(y) * (len(y) - 1) / 2 - n_positive
+        self.note = "defaults"
+        options = {}
+        if 2 * n_negative / 16 > LIMIT:
+            options, self.note = {"num_iterations": 20}, "num_iterations=20"
+        with tempfile.TemporaryDirectory() as folder:
+            settings = TrainingArguments(
+                output_dir=folder,
+                seed=self.seed,
+                report_to="none",
+                save_strategy="no",
+                show_progress_bar=False,
+                **options,
+            )
+            Trainer(model=self.model, args=settings, train_dataset=rows).train()
+        return self
+
+    def predict_proba(self, X):
+        return self.model.predict_proba(
+            list(X), as_numpy=True, show_progress_bar=False
+        ).astype(float)
+
+    def __getstate__(self):
+        return {"model": self.model}
+
+
+class PeftTrainer(Peer):
+    """PEFT's LoRA on query and value, trained by transformers' Trainer."""
+
+    learning_rate, epochs, batch_size = 1e-3, 20, 16
+
+    def __init__(self, seed, y):
+        super().__init__(seed, y)
+        import transformers
+        from peft import LoraConfig, get_peft_model
+
+        transformers.set_seed(seed)
+        folder = str(locate(ENCODER, None))
+        self.tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+        base = transformers.AutoModelForSequenceClassification.from_pretrained(
+            folder, num_labels=len(self.classes_), dtype="float32"
+        )
+        config = LoraConfig(
+            task_type="SEQ_CLS", r=8, lora_alpha=16, target_modules=["query", "value"]
+        )
+        self.model = get_peft_model(base, config)
+        self.n_trainable_params_ = sum(
+            p.numel() for p in self.model.parameters() if p.requires_grad
+        )
+
+    def encode(self, X, y=None):
+        rows = self.tokenizer(list(X), truncation=True, max_length=256)["input_ids"]
+        items = [{"input_ids": row} for row in rows]
+        for item, label in zip(items, [] if y is None else y, strict=False):
+            item["labels"] = int(label)
+        return items
+
+    def trainer(self, folder, rows):
+        import transformers
+
+        return transformers.Trainer(
+            model=self.model,
+            args=transformers.TrainingArguments(
+                output_dir=folder,
+                seed=self.seed,
+                learning_rate=self.learning_rate,
+                num_train_epochs=self.epochs,
+                per_device_train_batch_size=self.batch_size,
+                per_device_eval_batch_size=64,
+                warmup_steps=0.1,
+                report_to="none",
+                save_strategy="no",
+                logging_strategy="no",
+                disable_tqdm=True,
+                use_cpu=True,
+            ),
+            train_dataset=rows,
+            data_collator=transformers.DataCollatorWithPadding(self.tokenizer),
+        )
+
+    def fit(self, X, y):
+        with tempfile.TemporaryDirectory() as folder:
+            rows = self.encode(X, np.searchsorted(self.classes_, y))
+            self.trainer(folder, rows).train()
+        return self
+
+    def predict_proba(self, X):
+        from scipy.special import softmax
+
+        with tempfile.TemporaryDirectory() as folder:
+            found = self.trainer(folder, None).predict(self.encode(X))
+        return softmax(found.predictions.astype(float), axis=1)
+
+    def __getstate__(self):
+        return {k: v for k, v in self.model.state_dict().items() if "lora" in k}
