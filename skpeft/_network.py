@@ -121,9 +121,10 @@ class AdapterNetwork:
         All else that the spec says stays as it was at fit, and the fingerprint must agree.
         """
         former = self.encoder
-        self.encoder = clone(former).set_params(
-            model=getattr(encoder, "model", former.model)
-        )
+        if not (hasattr(former, "model") and hasattr(encoder, "model")):
+            _ = self.live  # nothing to look elsewhere for: raises what it raised before
+            return
+        self.encoder = clone(former).set_params(model=encoder.model)
         try:
             _ = self.live
         except (OSError, ValueError):
@@ -280,6 +281,12 @@ def check_table(backbone: Backbone, adapter: Adapter) -> dict[str, str]:
             raise ValueError(
                 f"{adapter!r}: " + one_of(role, roles, "role of this encoder")
             )
+    paths = [table[role] for role in adapter.target_roles()]
+    if len(set(paths)) < len(paths):
+        raise ValueError(
+            f"{adapter!r} acts on the roles {adapter.target_roles()}, but in this encoder "
+            f"these lead to one layer more than once: {paths}. Name each layer once."
+        )
     return table
 
 

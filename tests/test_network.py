@@ -16,7 +16,7 @@ from skpeft._network import (
     resolve_precision,
 )
 from skpeft.adapters import Bottleneck, LoRA
-from skpeft.encoders import TextEncoder, TinyTextEncoder
+from skpeft.encoders import ArrayEncoder, TextEncoder, TinyTextEncoder
 
 TEXTS = ["good film", "a bad and very long book that does not end", "tea", ""]
 
@@ -250,3 +250,11 @@ def test_device_that_is_not_there_is_refused(device):
 )
 def test_precision_gives_types_of_weights_and_products(precision, device, expected):
     assert resolve_precision(precision, torch.device(device)) == expected
+
+
+def test_adapter_with_two_roles_on_one_layer_is_refused():
+    table = {"blocks": "", "query": "0", "key": "0"}
+    encoder = ArrayEncoder(torch.nn.Sequential(torch.nn.Linear(1, 2)), role_table=table)
+    build(LoRA(2, roles=("query",)), encoder)
+    with pytest.raises(ValueError, match="one layer more than once"):
+        build(LoRA(2, roles=("query", "key")), encoder)

@@ -23,7 +23,7 @@ class LoRA(Adapter):
         Rank of the update, at least 1. More rank, more trainable parameters.
     alpha : float or None, default=None
         Numerator of the scaling, above 0. None means twice the rank, so that the
-        scaling is 2 whatever the rank.
+        scaling is 2 whatever the rank (with `rank_stabilized`, twice its root).
     dropout : float, default=0.0
         Probability of zeroing an input entry of the update in training, in [0, 1).
     roles : sequence of str, default=("query", "value")

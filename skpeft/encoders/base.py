@@ -145,6 +145,11 @@ def tensor_state(module: nn.Module) -> tuple:
     of each tensor are looked at too; a training step moves nearly all of them.
     """
     tensors = [t.detach() for t in chain(module.parameters(), module.buffers())]
+    if any(tensor.is_inference() for tensor in tensors):
+        raise ValueError(
+            "The given model was loaded inside torch.inference_mode(), which leaves "
+            "tensors that cannot take part in training. Load it outside."
+        )
     places = tuple((tensor.data_ptr(), tensor._version) for tensor in tensors)
     flat = [tensor.reshape(-1) for tensor in tensors]
     some = [values[:: max(1, len(values) // 16)].float().cpu() for values in flat]

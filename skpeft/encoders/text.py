@@ -6,6 +6,7 @@ import warnings
 import weakref
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -299,7 +300,7 @@ class TextBackbone(Backbone):
         )
         super().__init__(
             module,
-            fingerprint=weights.fingerprint,
+            fingerprint="",  # set below, when the options are known
             role_table=FAMILIES.get(config.model_type),
             family=config.model_type,
             root="transformer",
@@ -312,6 +313,8 @@ class TextBackbone(Backbone):
             ids = self._tokenize([self._prompt])["input_ids"][0]
             ends = ids[-1] in weights.tokenizer.all_special_ids
             module.prompt_length = len(ids) - int(ends)
+        options = (encoder.pooling, self._max_length, self._prompt, self._pair)
+        self.fingerprint = digest(nn.Module(), weights.fingerprint, options)
 
     def prepare(self, samples: Sequence) -> list[Item]:
         """Token ids of each text or pair, special tokens included."""
@@ -377,6 +380,8 @@ def _known_name(model: Any) -> str | None:
     state = _given_state(model)
     if model not in _names or _names[model][0] != state:
         name = getattr(model[0].auto_model, "name_or_path", "")
+        if name and Path(name).is_dir():
+            name = str(Path(name).resolve())  # holds in another working directory too
         _names[model] = (state, name if _gives_back(name, model) else None)
     return _names[model][1]
 
