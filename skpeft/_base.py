@@ -276,13 +276,14 @@ class BaseAdapterEstimator(
 
     def _settings(self, adapter, objective, plan):
         """Settings of the training loop, with each None replaced by what it stands for."""
-        from skpeft._training import Settings, default_epochs
+        from skpeft._training import Settings, default_batch_size, default_epochs
 
         n_rows = len(plan.training.items)
+        n_tokens = plan.network.mean_length(plan.training.items)
         stops = plan.validation is not None and self.early_stopping is not False
         return Settings(
             max_epochs=self.max_epochs or default_epochs(n_rows),
-            batch_size=self.batch_size or objective.default_batch_size,
+            batch_size=self.batch_size or default_batch_size(objective, n_tokens),
             learning_rate=self.learning_rate or adapter.default_learning_rate,
             weight_decay=self.weight_decay,
             warmup_fraction=self.warmup_fraction,

@@ -175,6 +175,10 @@ class AdapterNetwork:
         """Turn samples into items, once per fit or prediction."""
         return self.live.backbone.prepare(samples)
 
+    def mean_length(self, items: Sequence[Item]) -> float:
+        """Mean number of tokens."""
+        return float(np.mean([self.live.backbone.length(item) for item in items]))
+
     def forward(self, items: Sequence[Item]) -> Tensor:
         """Adapted features of shape (n_items, dim), with gradients.
 

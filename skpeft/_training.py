@@ -19,6 +19,7 @@ from skpeft.heads import closed_form
 from skpeft.objectives import Objective
 
 _MAX_GRADIENT_NORM = 1.0
+_TOKENS_PER_STEP = 4096
 
 
 @dataclass(frozen=True)
@@ -192,6 +193,19 @@ def epochs(
 def default_epochs(n_rows: int) -> int:
     """Epochs where the user names none: many for few rows, few for many."""
     return int(np.clip(round(2500 / n_rows), 3, 20))
+
+
+def default_batch_size(objective: Objective, n_tokens: float) -> int:
+    """Rows of a step where the user names no number: fewer for long texts.
+
+    Parameters
+    ----------
+    objective : Objective
+        Says how many rows it likes to see together.
+    n_tokens : float
+        Mean tokens of a row. Memory grows with the tokens of a step.
+    """
+    return int(np.clip(_TOKENS_PER_STEP / n_tokens, 16, objective.default_batch_size))
 
 
 def batches(

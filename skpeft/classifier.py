@@ -76,7 +76,7 @@ class AdapterClassifier(ClassifierMixin, BaseAdapterEstimator):
         Passes over the training rows. None: more for few rows, fewer for many.
     batch_size : int or None, default=None
         Rows of a training step. None: the objective's own, 128 for
-        "contrastive", 32 for "cross_entropy".
+        "contrastive" and 32 for "cross_entropy", fewer (down to 16) for long texts.
     learning_rate : float or None, default=None
         Peak learning rate of AdamW [1]_. None: the adapter's own.
     weight_decay : float, default=0.01

@@ -54,7 +54,7 @@ class AdapterRegressor(RegressorMixin, BaseAdapterEstimator):
     max_epochs : int or None, default=None
         Passes over the training rows. None: more for few rows, fewer for many.
     batch_size : int or None, default=None
-        Rows of a training step. None: the objective's own, 32.
+        Rows of a training step. None: 32, fewer (down to 16) for long texts.
     learning_rate : float or None, default=None
         Peak learning rate of AdamW [1]_. None: the adapter's own.
     weight_decay : float, default=0.01
