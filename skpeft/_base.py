@@ -1,5 +1,6 @@
 """What classifier and regressor share: constraints, the way through fit, features."""
 
+import warnings
 from contextlib import contextmanager
 from typing import Any, ClassVar, NamedTuple
 
@@ -29,7 +30,7 @@ class Plan(NamedTuple):
     """What fit works on once nothing in the input can be wrong any more."""
 
     network: Any
-    frozen: Any
+    settings: Any
     past: Any
     rows: Any
     training: Any
@@ -43,9 +44,12 @@ def unchanged_on_error(estimator):
     former = dict(vars(estimator))
     try:
         yield
-    except BaseException:
+    except Exception:
         vars(estimator).clear()
         vars(estimator).update(former)
+        raise
+    except BaseException:  # an interrupt: the user wanted this fit, not the earlier one
+        estimator._forget()
         raise
 
 
@@ -132,23 +136,26 @@ class BaseAdapterEstimator(
             encoder = resolve_encoder(self.encoder)
             adapter = resolve_adapter(self.adapter, self.rank)
             objective = resolve_objective(self.objective, self._task)
-            self._check_head()
+            self._check_head(sample_weight)
             data = self._check_rows(X, y, sample_weight, encoder.modality, reset=True)
             target = self._learn_target(data.y)
             held_out = self._check_validation(
                 X_val, y_val, sample_weight_val, encoder.modality
             )
-            plan = self._plan(encoder, adapter, data, target, held_out)
+            plan = self._plan(encoder, adapter, objective, data, target, held_out)
         self._forget()
         self._run(plan, objective, data, target)
         return self
 
-    def _plan(self, encoder, adapter, data, target, held_out):
+    def _plan(self, encoder, adapter, objective, data, target, held_out):
         """Build the networks and prepare the rows: all that can fail for a wrong input."""
         from skpeft._network import AdapterNetwork
         from skpeft._training import History
 
-        random_state = check_random_state(self.random_state)
+        random_state = self.random_state
+        if random_state is None:  # fresh entropy: the global generator is left alone
+            random_state = np.random.RandomState()
+        random_state = check_random_state(random_state)
         place = {
             "n_features": self.n_features_in_,
             "device": self.device,
@@ -156,13 +163,15 @@ class BaseAdapterEstimator(
             "seed": int(random_state.randint(2**31 - 1)),
         }
         network = AdapterNetwork(encoder, adapter, self.layers, **place)
-        frozen = AdapterNetwork(encoder, None, None, **place)
         past = self._resume(network) if self.warm_start else History()
         rows = self._prepare(network, data, target)
         training, validation = self._split(
             network, rows, target, held_out, random_state
         )
-        return Plan(network, frozen, past, rows, training, validation, random_state)
+        settings = None
+        if adapter is not None:
+            settings = self._settings(network, objective, training, validation)
+        return Plan(network, settings, past, rows, training, validation, random_state)
 
     def _run(self, plan, objective, data, target):
         """Train the adapters, fit the head; assign attributes at the very end."""
@@ -170,17 +179,16 @@ class BaseAdapterEstimator(
 
         network, history = plan.network, plan.past
         if network.adapter is not None:
-            settings = self._settings(network.adapter, objective, plan)
             history += train(
                 network,
                 plan.training,
                 objective,
-                settings,
+                plan.settings,
                 plan.random_state,
                 plan.validation,
             )
         features = network.features(plan.rows.items)
-        self.head_ = self._fit_head(features, plan, data)
+        self.head_ = self._fit_head(features, plan, data, target)
         self.loss_curve_ = history.losses
         self.validation_scores_ = history.scores
         self.n_epochs_ = len(history.losses)
@@ -247,7 +255,7 @@ class BaseAdapterEstimator(
             raise ValueError("X_val was given without y_val, its targets. Pass both.")
         return self._check_rows(X_val, y_val, sample_weight_val, modality, reset=False)
 
-    def _total_weights(self, data):
+    def _total_weights(self, data, target):
         """Row weights of a data set, or None where all count the same."""
         return data.weights
 
@@ -255,7 +263,7 @@ class BaseAdapterEstimator(
         """Tokenise once; encode the targets; one weight a row."""
         from skpeft._training import Rows
 
-        weights = self._total_weights(data)
+        weights = self._total_weights(data, target)
         if weights is None:
             weights = np.ones(len(data.y))
         return Rows(network.prepare(data.samples), target.encode(data.y), weights)
@@ -274,17 +282,33 @@ class BaseAdapterEstimator(
         )
         return rows.take(kept), rows.take(left)
 
-    def _settings(self, adapter, objective, plan):
+    def _settings(self, network, objective, training, validation):
         """Settings of the training loop, with each None replaced by what it stands for."""
         from skpeft._training import Settings, default_batch_size, default_epochs
 
-        n_rows = len(plan.training.items)
-        n_tokens = plan.network.mean_length(plan.training.items)
-        stops = plan.validation is not None and self.early_stopping is not False
+        n_rows = len(training.items)
+        if (
+            objective.balanced_batches
+            and self.batch_size is not None
+            and self.batch_size < 4
+        ):
+            raise ValueError(
+                f"batch_size={self.batch_size} was given, but {objective!r} compares the rows "
+                "of a batch; give at least 4, so that two rows of two classes fit in."
+            )
+        if objective.balanced_batches and np.bincount(training.targets).max() < 2:
+            warnings.warn(
+                f"No class has two rows, so {objective!r} has nothing to draw together and "
+                "the adapters stay as they are. Add rows, or use objective='cross_entropy'.",
+                UserWarning,
+                stacklevel=4,
+            )
+        n_tokens = network.mean_length(training.items)
+        stops = validation is not None and self.early_stopping is not False
         return Settings(
             max_epochs=self.max_epochs or default_epochs(n_rows),
             batch_size=self.batch_size or default_batch_size(objective, n_tokens),
-            learning_rate=self.learning_rate or adapter.default_learning_rate,
+            learning_rate=self.learning_rate or network.adapter.default_learning_rate,
             weight_decay=self.weight_decay,
             warmup_fraction=self.warmup_fraction,
             patience=self.n_iter_no_change if stops else None,
@@ -293,25 +317,32 @@ class BaseAdapterEstimator(
             callback=self.callback,
         )
 
-    def _fit_head(self, features, plan, data):
+    def _fit_head(self, features, plan, data, target):
         """Fit the head of the user, or the default one, on adapted features."""
         from skpeft.heads import default_head, fit_head
 
         head, weights = self.head, plan.rows.weights
         if head is None:
-            frozen = plan.frozen.features(plan.rows.items)
+            frozen = features
+            if plan.network.adapter is not None and self._task == "regression":
+                frozen = plan.network.without_adapter().features(plan.rows.items)
             head = default_head(features, data.y, weights, frozen, self._task)
-        weighted = self._total_weights(data) is not None
+        weighted = self._total_weights(data, target) is not None
         return fit_head(head, features, data.y, weights, weighted)
 
-    def _check_head(self):
-        """Refuse a head of the other kind."""
+    def _check_head(self, sample_weight):
+        """Refuse a head of the other kind, or one that cannot take the weights given."""
+        from skpeft.heads import weight_argument
+
         wrong = is_regressor if self._task == "classification" else is_classifier
         if self.head is not None and wrong(self.head):
             raise ValueError(
                 f"head={self.head!r} was given to {type(self).__name__}; the head of a "
                 f"{self._task} estimator must do {self._task} too."
             )
+        weighted = sample_weight is not None or getattr(self, "class_weight", None)
+        if self.head is not None and weighted:
+            weight_argument(self.head)
 
     def _features(self, X):
         """Adapted features of new samples."""

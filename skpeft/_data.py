@@ -259,7 +259,9 @@ def shuffled_batches(
 def balanced_batches(
     classes: np.ndarray, batch_size: int, random_state: RandomState
 ) -> list[np.ndarray]:
-    """Row numbers of one epoch, each batch with as many rows of one class as of another.
+    """Row numbers of one epoch, each batch with equally many rows of its classes.
+
+    A class that has fewer rows than its share of a batch gives all it has.
 
     Every class has a queue of its shuffled rows that starts anew when it is used up, so
     rows of rare classes come up more often. A batch holds at least two rows of each of

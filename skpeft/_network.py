@@ -79,7 +79,9 @@ class AdapterNetwork:
         self._stored: dict[str, np.ndarray] | None = None
         self._live: Live | None = None
         self.fingerprint: str | None = None
-        self.fingerprint = self.live.backbone.fingerprint
+        self.probe: np.ndarray | None = None
+        backbone = self.live.backbone
+        self.fingerprint, self.probe = backbone.fingerprint, backbone.probe
 
     @property
     def live(self) -> Live:
@@ -97,12 +99,13 @@ class AdapterNetwork:
         backbone = self.encoder.load(
             n_features=self.n_features, device=device, dtype=weight_dtype
         )
-        if self.fingerprint not in (None, backbone.fingerprint):
+        if self.fingerprint is not None and not self._is_known(backbone):
             raise ValueError(
-                f"This model was fitted on {self.encoder!r} with fingerprint "
-                f"{self.fingerprint[:16]}, but what is found under that name now has "
-                f"{backbone.fingerprint[:16]}. The adapters belong to the former weights: "
-                "put the same encoder back in its place, or fit again."
+                f"This model was fitted on an encoder with fingerprint "
+                f"{self.fingerprint[:16]}, but {self.encoder!r} now gives another one, with "
+                f"{backbone.fingerprint[:16]}, or one that computes other features. The "
+                "adapters belong to the former: put the same encoder back in its place, "
+                "or fit again."
             )
         module = backbone.share_module()
         if self.adapter is not None:
@@ -115,6 +118,15 @@ class AdapterNetwork:
             load_tensors(module, self._stored)
             self._stored = None
         return Live(backbone, module, device, autocast)
+
+    def _is_known(self, backbone: Backbone) -> bool:
+        """Whether a backbone is the one of the fit: same content, same features."""
+        if backbone.fingerprint != self.fingerprint:
+            return False
+        if self.probe is None or backbone.probe is None:
+            return True
+        tolerance = 1e-4 * float(np.abs(self.probe).max())
+        return np.allclose(backbone.probe, self.probe, rtol=0, atol=tolerance)
 
     def relocate(self, encoder: Encoder) -> None:
         """Look for the encoder's weights where another spec says they are.
@@ -131,6 +143,18 @@ class AdapterNetwork:
         except (OSError, ValueError):
             self.encoder = former
             raise
+
+    def without_adapter(self) -> "AdapterNetwork":
+        """Network of the same frozen encoder alone."""
+        return AdapterNetwork(
+            self.encoder,
+            None,
+            None,
+            n_features=self.n_features,
+            device=self.device,
+            precision=self.precision,
+            seed=self.seed,
+        )
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """Trainable tensors by name."""
@@ -171,6 +195,13 @@ class AdapterNetwork:
         finally:
             for part, earlier in zip(parts, former, strict=True):
                 part.generator = earlier
+
+    @contextmanager
+    def own_context(self) -> Iterator[None]:
+        """Inside, gradients, autocast and default device are as training needs them."""
+        device = self.live.device
+        with torch.enable_grad(), torch.autocast(device.type, enabled=False), device:
+            yield
 
     def prepare(self, samples: Sequence) -> list[Item]:
         """Turn samples into items, once per fit or prediction."""

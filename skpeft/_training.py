@@ -125,7 +125,11 @@ def train(
     generator = torch.Generator(device=network.live.device)
     generator.manual_seed(int(random_state.randint(2**31 - 1)))
     try:
-        with torch.enable_grad(), progress(settings) as bar, network.dropout(generator):
+        with (
+            network.own_context(),
+            progress(settings) as bar,
+            network.dropout(generator),
+        ):
             for loss in epochs(
                 network, linear, rows, objective, settings, random_state
             ):

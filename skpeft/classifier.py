@@ -4,7 +4,7 @@ from typing import ClassVar, NamedTuple
 
 import numpy as np
 from sklearn.base import ClassifierMixin
-from sklearn.utils import compute_sample_weight
+from sklearn.utils import compute_class_weight
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import assert_all_finite, column_or_1d
@@ -17,6 +17,7 @@ class ClassTarget(NamedTuple):
     """Classes as training sees them: indices into sorted labels."""
 
     classes: np.ndarray
+    class_weights: np.ndarray | None
 
     @property
     def attributes(self) -> dict:
@@ -223,17 +224,24 @@ class AdapterClassifier(ClassifierMixin, BaseAdapterEstimator):
                 f"y holds one class only, {classes.tolist()}; a classifier needs rows of "
                 "at least 2 classes. Add rows of another class."
             )
-        return ClassTarget(classes)
+        return ClassTarget(classes, self._class_weights(classes, y))
 
-    def _total_weights(self, data):
+    def _class_weights(self, classes, y):
+        """Weight of each class, learned from the training labels; None: all the same."""
         if self.class_weight is None:
-            return data.weights
-        by_class = compute_sample_weight(self.class_weight, data.y)
-        if not (np.isfinite(by_class).all() and by_class.min() >= 0 < by_class.max()):
+            return None
+        found = compute_class_weight(self.class_weight, classes=classes, y=y)
+        if not (np.isfinite(found).all() and found.min() >= 0 < found.max()):
             raise ValueError(
                 f"class_weight={self.class_weight!r} was given; the weights of the classes "
                 "must be finite, at least 0, and not all 0."
             )
+        return found
+
+    def _total_weights(self, data, target):
+        if target.class_weights is None:
+            return data.weights
+        by_class = target.class_weights[target.encode(data.y)]
         return by_class if data.weights is None else by_class * data.weights
 
     @available_if(_head_has("predict_proba"))

@@ -5,6 +5,7 @@ from typing import NamedTuple
 import numpy as np
 from sklearn.base import clone
 from sklearn.linear_model import LogisticRegression, Ridge, RidgeCV
+from sklearn.pipeline import Pipeline
 from sklearn.utils.validation import has_fit_parameter
 
 # Strength of the penalty on features of unit mean square norm around their mean.
@@ -88,15 +89,33 @@ def default_head(
         What the targets are.
     """
     scale = feature_scale(features, weights)
+    unit = weights.mean()  # of weights: the penalty must not depend on it
     if task == "classification":
-        return LogisticRegression(C=_C / scale**2, max_iter=1000)
+        return LogisticRegression(C=_C / scale**2 / unit, max_iter=1000)
     if len(y) < 3:
-        return Ridge(alpha=scale**2)
+        return Ridge(alpha=scale**2 * unit)
     frozen_scale = feature_scale(frozen, weights)
-    chosen = RidgeCV(_ALPHAS * len(y)).fit(
-        frozen / frozen_scale, y, sample_weight=weights
-    )
-    return Ridge(alpha=float(chosen.alpha_) * scale**2)
+    chosen = RidgeCV(_ALPHAS * len(y))
+    chosen.fit(frozen / frozen_scale, y, sample_weight=weights / unit)
+    return Ridge(alpha=float(chosen.alpha_) * scale**2 * unit)
+
+
+def weight_argument(head) -> str:
+    """Name under which the fit of a head takes row weights.
+
+    Raises
+    ------
+    ValueError
+        If it takes none.
+    """
+    last = head.steps[-1][1] if isinstance(head, Pipeline) else head
+    if not has_fit_parameter(last, "sample_weight"):
+        raise ValueError(
+            f"sample_weight or class_weight was given, but head={head!r} takes no "
+            "sample_weight in fit. Use a head that does, or leave the weights out."
+        )
+    step = f"{head.steps[-1][0]}__" if isinstance(head, Pipeline) else ""
+    return f"{step}sample_weight"
 
 
 def fit_head(
@@ -124,9 +143,4 @@ def fit_head(
     """
     if not weighted:
         return clone(head).fit(features, y)
-    if not has_fit_parameter(head, "sample_weight"):
-        raise ValueError(
-            f"sample_weight or class_weight was given, but head={head!r} takes no "
-            "sample_weight in fit. Use a head that does, or leave the weights out."
-        )
-    return clone(head).fit(features, y, sample_weight=weights)
+    return clone(head).fit(features, y, **{weight_argument(head): weights})

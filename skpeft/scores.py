@@ -4,7 +4,7 @@ from typing import ClassVar
 
 import numpy as np
 from sklearn.base import BaseEstimator, TransformerMixin, clone, is_classifier
-from sklearn.model_selection import cross_val_predict
+from sklearn.model_selection import KFold, StratifiedKFold, cross_val_predict
 from sklearn.utils.validation import check_is_fitted
 
 from skpeft._validation import HasMethods, Integral
@@ -26,6 +26,10 @@ class AdapterScores(TransformerMixin, BaseEstimator):
     cv : int, cross-validation generator or iterable, default=5
         How `fit_transform` splits the rows; an int is the number of folds, stratified
         for classifiers.
+    shuffle : bool, default=True
+        Whether rows are shuffled before they go into folds, where `cv` is an int.
+    random_state : int, RandomState or None, default=None
+        Decides the shuffling.
     n_jobs : int or None, default=None
         Folds fitted at the same time.
 
@@ -48,12 +52,18 @@ class AdapterScores(TransformerMixin, BaseEstimator):
     _parameter_constraints: ClassVar[dict] = {
         "estimator": [HasMethods(["fit", "predict"])],
         "cv": ["cv_object"],
+        "shuffle": ["boolean"],
+        "random_state": ["random_state"],
         "n_jobs": [Integral, None],
     }
 
-    def __init__(self, estimator, *, cv=5, n_jobs=None):
+    def __init__(
+        self, estimator, *, cv=5, shuffle=True, random_state=None, n_jobs=None
+    ):
         self.estimator = estimator
         self.cv = cv
+        self.shuffle = shuffle
+        self.random_state = random_state
         self.n_jobs = n_jobs
 
     def fit(self, X, y):
@@ -72,6 +82,11 @@ class AdapterScores(TransformerMixin, BaseEstimator):
             The fitted transformer.
         """
         self._validate_params()
+        if not hasattr(self.estimator, self._method):
+            raise ValueError(
+                f"estimator={self.estimator!r} has no {self._method}, whose output would be "
+                "the features. Use a classifier, or a head, that has it."
+            )
         self.estimator_ = clone(self.estimator).fit(X, y)
         return self
 
@@ -107,16 +122,15 @@ class AdapterScores(TransformerMixin, BaseEstimator):
             Probabilities in the order of the classes, or predictions.
         """
         self.fit(X, y)
-        return _as_columns(
-            cross_val_predict(
-                self.estimator,
-                X,
-                y,
-                cv=self.cv,
-                n_jobs=self.n_jobs,
-                method=self._method,
-            )
+        cv = self.cv
+        if isinstance(cv, Integral):
+            kind = StratifiedKFold if is_classifier(self.estimator) else KFold
+            state = self.random_state if self.shuffle else None
+            cv = kind(cv, shuffle=self.shuffle, random_state=state)
+        scores = cross_val_predict(
+            self.estimator, X, y, cv=cv, n_jobs=self.n_jobs, method=self._method
         )
+        return _as_columns(scores)
 
     def get_feature_names_out(self, input_features=None):
         """Names of the columns: of the classes, or of the prediction.

@@ -14,6 +14,8 @@ from sklearn.ensemble import RandomForestClassifier
 from sklearn.exceptions import NotFittedError
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 from sklearn.svm import LinearSVC
 from sklearn.utils import compute_sample_weight
 
@@ -654,7 +656,7 @@ def test_two_rows_of_two_classes_are_enough(adapter, objective):
     assert clf.predict(["good", "bad"]).tolist() == ["+", "-"]
 
 
-@pytest.mark.parametrize("batch_size", [None, 4, 1])
+@pytest.mark.parametrize("batch_size", [None, 4, 5])
 @pytest.mark.parametrize("objective", ["contrastive", "cross_entropy"])
 def test_class_of_one_row_is_learned(objective, batch_size):
     texts, labels = [*TEXTS, "neither here nor there"], [*LABELS, "?"]
@@ -825,3 +827,81 @@ def test_head_sees_adapted_features():
     alone = KNeighborsClassifier(1).fit(clf.transform(TEXTS), LABELS)
     expected = alone.predict(clf.transform(NEW_TEXTS))
     np.testing.assert_array_equal(clf.predict(NEW_TEXTS), expected)
+
+
+# What a fit must not lose, or depend on -----------------------------------------------
+
+
+def test_batch_too_small_to_compare_rows_is_refused():
+    for batch_size in (1, 3):
+        with pytest.raises(ValueError, match="at least 4"):
+            make(batch_size=batch_size).fit(TEXTS, LABELS)
+    make(batch_size=1, objective="cross_entropy", max_epochs=1).fit(TEXTS, LABELS)
+
+
+def test_rows_that_are_each_alone_in_their_class_are_named():
+    with pytest.warns(UserWarning, match="No class has two rows"):
+        make().fit(["good", "bad", "tea"], ["+", "-", "?"])
+
+
+def test_weights_that_the_head_cannot_take_are_refused_before_training():
+    clf = make(head=KNeighborsClassifier(2)).fit(TEXTS, LABELS)
+    before = clf.predict(TEXTS)
+    with pytest.raises(ValueError, match="takes no sample_weight"):
+        clf.fit(TEXTS, LABELS, sample_weight=np.ones(len(TEXTS)))
+    np.testing.assert_array_equal(clf.predict(TEXTS), before)
+
+
+def test_weights_reach_the_last_step_of_a_pipeline_as_head():
+    head = make_pipeline(StandardScaler(), LogisticRegression())
+    weights = np.where(np.array(LABELS) == "+", 1.0, 1e-3)
+    clf = make(head=head, adapter=None).fit(TEXTS, LABELS, sample_weight=weights)
+    assert (clf.predict(TEXTS) == "+").all()
+
+
+@pytest.mark.parametrize("scale", [1e-4, 100.0])
+def test_default_head_does_not_depend_on_the_scale_of_weights(scale):
+    weights = np.full(len(TEXTS), scale)
+    plain, scaled = (
+        make(adapter=None).fit(TEXTS, LABELS, sample_weight=w).predict_proba(TEXTS)
+        for w in (None, weights)
+    )
+    np.testing.assert_allclose(scaled, plain, atol=1e-3)
+
+
+def test_class_weight_is_learned_from_the_training_labels_alone():
+    clf = make(class_weight={"-": 5.0})
+    clf.fit(TEXTS, LABELS, X_val=["good tea"], y_val=["+"])
+    assert len(clf.validation_scores_) == clf.n_epochs_
+
+
+def test_interrupt_while_the_encoder_loads_leaves_the_estimator_unfitted(monkeypatch):
+    clf = make().fit(TEXTS, LABELS)
+
+    def interrupted(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(TinyTextEncoder, "load", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        clf.fit(TEXTS, LABELS)
+    with pytest.raises(NotFittedError):
+        clf.predict(TEXTS)
+
+
+def test_fit_without_a_seed_leaves_the_global_generators():
+    before = torch.get_rng_state(), np.random.get_state()[1:3]
+    clf = make(random_state=None)
+    first, second = (clf.fit(TEXTS, LABELS).loss_curve_ for _ in range(2))
+    assert first != second
+    assert torch.equal(torch.get_rng_state(), before[0])
+    np.testing.assert_array_equal(np.random.get_state()[1], before[1][0])
+    assert np.random.get_state()[2] == before[1][1]
+
+
+@pytest.mark.parametrize("adapter", ["lora", "full"])
+def test_fit_inside_contexts_of_torch_gives_the_same(adapter):
+    expected = make(adapter=adapter).fit(TEXTS, LABELS).predict_proba(TEXTS)
+    for context in (torch.autocast("cpu"), torch.no_grad(), torch.inference_mode()):
+        with context:
+            found = make(adapter=adapter).fit(TEXTS, LABELS).predict_proba(TEXTS)
+        np.testing.assert_array_equal(found, expected)

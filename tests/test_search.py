@@ -5,9 +5,15 @@ import pandas as pd
 import pytest
 from sklearn.compose import ColumnTransformer
 from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import GridSearchCV, cross_val_predict, cross_val_score
+from sklearn.model_selection import (
+    GridSearchCV,
+    StratifiedKFold,
+    cross_val_predict,
+    cross_val_score,
+)
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer, StandardScaler
+from sklearn.svm import LinearSVC
 
 from skpeft import AdapterClassifier, AdapterRegressor, AdapterScores
 from skpeft.adapters import LoRA
@@ -109,7 +115,7 @@ def test_scores_of_training_rows_are_out_of_fold():
     texts = [f"{i} {RNG.randint(1000)}" for i in range(60)]
     y = RNG.permutation([0, 1] * 30)
     clf = AdapterClassifier("tiny", random_state=0, max_epochs=60, learning_rate=1e-2)
-    scores = AdapterScores(clf, cv=3)
+    scores = AdapterScores(clf, cv=3, random_state=0)
     honest = scores.fit_transform(texts, y)[:, 1]
     leaked = scores.transform(texts)[:, 1]
     leaked_accuracy, honest_accuracy = (
@@ -117,10 +123,14 @@ def test_scores_of_training_rows_are_out_of_fold():
     )
     assert honest_accuracy < 0.75  # chance is 0.5, with standard deviation 0.065
     assert leaked_accuracy > honest_accuracy + 0.2
-    by_hand = cross_val_predict(
-        scores.estimator, texts, y, cv=3, method="predict_proba"
-    )
+    folds = StratifiedKFold(3, shuffle=True, random_state=0)
+    by_hand = cross_val_predict(clf, texts, y, cv=folds, method="predict_proba")
     np.testing.assert_array_equal(honest, by_hand[:, 1])
+
+
+def test_scores_of_classifier_without_probabilities_are_refused():
+    with pytest.raises(ValueError, match="has no predict_proba"):
+        AdapterScores(LinearSVC()).fit(TEXTS, LABELS)
 
 
 def test_scores_of_regressor_are_one_column_of_predictions():

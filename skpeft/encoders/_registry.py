@@ -31,7 +31,7 @@ def get(key: Hashable, load: Callable[[], Any], *, share: bool = True) -> Any:
         found = _alive.get(_fingerprints.get(key))
         if found is None:
             found = load()
-            content = (found.fingerprint, *_placement(found)) if share else key
+            content = _content(found) if share else key
             found = _alive.setdefault(content, found)
             _fingerprints[key] = content
         _most_recent = found
@@ -55,7 +55,8 @@ def clear_cache() -> None:
         _alive.clear()
 
 
-def _placement(loaded: Any) -> tuple:
-    """Device and dtype of the weights."""
-    weight = next(loaded.module.parameters(), None)
-    return () if weight is None else (str(weight.device), str(weight.dtype))
+def _content(loaded: Any) -> tuple:
+    """What makes two loaded objects the same: tensors, function, device and dtype."""
+    weight = next(loaded.module.parameters())
+    probe = None if loaded.probe is None else loaded.probe.tobytes()
+    return loaded.fingerprint, probe, str(weight.device), str(weight.dtype)

@@ -15,9 +15,10 @@ from skpeft.encoders.base import (
     Backbone,
     Encoder,
     Item,
+    addresses,
     alias_memo,
     digest,
-    tensor_state,
+    refuse_inference,
 )
 
 
@@ -80,7 +81,7 @@ class ArrayEncoder(ByReference, Encoder):
         """Return the frozen backbone."""
         self.validate()
         if self.module is not None:
-            return self._load_given(device, dtype)
+            return self._load_given(n_features, device, dtype)
         if self.hidden_size % 8:
             raise ValueError(
                 f"hidden_size={self.hidden_size} was given to ArrayEncoder; it must be a "
@@ -113,21 +114,51 @@ class ArrayEncoder(ByReference, Encoder):
             family="tiny",
         )
 
-    def _load_given(self, device: torch.device, dtype: torch.dtype) -> Backbone:
-        module = self.module
-        key = ("module", id(module), tensor_state(module), device, dtype)
-
-        def build() -> Backbone:
-            shared = copy.deepcopy(module, alias_memo(module))
-            return ArrayBackbone(
-                RowModule(shared).to(device, dtype),
-                fingerprint=digest(shared),
+    def _load_given(
+        self, n_features: int, device: torch.device, dtype: torch.dtype
+    ) -> Backbone:
+        refuse_inference(self.module)
+        shared = copy.deepcopy(self.module, alias_memo(self.module))
+        module = RowModule(shared).eval()
+        fingerprint, places = digest(shared), addresses(shared)
+        probe = _probe_rows(module, n_features)
+        # By content: the owner may change more than tensors, and ids are used again.
+        key = ("given", fingerprint, probe.tobytes(), places, device, dtype)
+        found = _registry.get(
+            key,
+            lambda: ArrayBackbone(
+                module.to(device, dtype),
+                fingerprint=fingerprint,
                 role_table=None,
-                family=type(module).__name__,
+                family=type(shared).__name__,
                 root="model",
-            )
+                probe=probe,
+            ),
+            share=False,
+        )
+        return found.with_role_table(self.role_table)
 
-        return _registry.get(key, build, share=False).with_role_table(self.role_table)
+
+def _probe_rows(module: nn.Module, n_features: int) -> np.ndarray:
+    """Features of three fixed rows, which also show that the module fits the contract."""
+    weight = next(module.parameters(), torch.zeros(0))
+    rows = torch.linspace(-1, 1, 3 * n_features, device="cpu").reshape(3, n_features)
+    try:
+        with torch.no_grad():
+            features = module({"values": rows.to(weight)})
+    except RuntimeError as error:
+        raise ValueError(
+            f"The module given to ArrayEncoder cannot take rows of {n_features} numbers "
+            f"({error}). Pass as many columns as it was made for."
+        ) from error
+    if not isinstance(features, Tensor) or features.ndim != 2 or len(features) != 3:
+        shape = tuple(getattr(features, "shape", ()))
+        raise ValueError(
+            f"The module given to ArrayEncoder made a {type(features).__name__} of shape "
+            f"{shape} of 3 rows; a tensor of shape (3, dim) is expected. Wrap it in a "
+            "module that returns features of shape (batch, dim)."
+        )
+    return features.float().cpu().numpy()
 
 
 class RowModule(nn.Module):
@@ -148,7 +179,7 @@ class ArrayBackbone(Backbone):
     def prepare(self, samples: Sequence) -> list[Item]:
         """One item a row."""
         rows = np.asarray(samples)
-        if rows.dtype.kind != "f":
+        if rows.dtype.kind != "f" or rows.dtype.itemsize > 8:
             rows = rows.astype(np.float64)
         return [{"values": row} for row in rows]
 

@@ -70,6 +70,9 @@ class Backbone:
         Name of the model family, for messages.
     root : str, default=""
         Path in `module` from which the role table starts.
+    probe : ndarray or None, default=None
+        Features of a few fixed samples: they show what no digest of tensors does, such as
+        another activation function or configuration. None where nothing can differ.
     """
 
     def __init__(
@@ -80,12 +83,14 @@ class Backbone:
         role_table: dict[str, str] | None,
         family: str,
         root: str = "",
+        probe: np.ndarray | None = None,
     ) -> None:
         self.module = module.eval().requires_grad_(False)
         self.fingerprint = fingerprint
         self.role_table = role_table
         self.family = family
         self.root = root
+        self.probe = probe
         self._state = tensor_state(self.module)
 
     def prepare(self, samples: Sequence) -> list[Item]:
@@ -138,6 +143,20 @@ class Backbone:
             )
 
 
+def refuse_inference(module: nn.Module) -> None:
+    """Raise a `ValueError` if a module holds tensors made in inference mode."""
+    if any(t.is_inference() for t in chain(module.parameters(), module.buffers())):
+        raise ValueError(
+            "The given model was loaded inside torch.inference_mode(), which leaves "
+            "tensors that cannot take part in training. Load it outside."
+        )
+
+
+def addresses(module: nn.Module) -> tuple:
+    """Where the tensors of a module are in memory."""
+    return tuple(t.data_ptr() for t in chain(module.parameters(), module.buffers()))
+
+
 def tensor_state(module: nn.Module) -> tuple:
     """Addresses, versions and samples of all tensors: changes when any is changed.
 
@@ -145,11 +164,6 @@ def tensor_state(module: nn.Module) -> tuple:
     of each tensor are looked at too; a training step moves nearly all of them.
     """
     tensors = [t.detach() for t in chain(module.parameters(), module.buffers())]
-    if any(tensor.is_inference() for tensor in tensors):
-        raise ValueError(
-            "The given model was loaded inside torch.inference_mode(), which leaves "
-            "tensors that cannot take part in training. Load it outside."
-        )
     places = tuple((tensor.data_ptr(), tensor._version) for tensor in tensors)
     flat = [tensor.reshape(-1) for tensor in tensors]
     some = [values[:: max(1, len(values) // 16)].float().cpu() for values in flat]

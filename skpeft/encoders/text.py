@@ -21,10 +21,11 @@ from skpeft.encoders.base import (
     Backbone,
     Encoder,
     Item,
+    addresses,
     alias_memo,
     digest,
     pad,
-    tensor_state,
+    refuse_inference,
 )
 
 POOLINGS = ("cls", "lasttoken", "max", "mean", "mean_sqrt_len_tokens", "weightedmean")
@@ -185,9 +186,14 @@ class TextEncoder(ByReference, Encoder):
             if self.include_weights:
                 key = (self.model, self.revision, self.trust_remote_code)
                 state["model"] = _pack(key, self._open)
+            elif Path(self.model).is_dir():  # holds in another working directory too
+                state["model"] = str(Path(self.model).resolve())
             return state
-        name = None if self.include_weights else _known_name(self.model)
-        if name is None and not self.include_weights:
+        state["model"] = None if self.include_weights else _known_name(self.model)
+        if state["model"] is not None:
+            return state
+        key = _content(self.model)
+        if not self.include_weights and key not in _packed:  # once a pickle
             warnings.warn(
                 "The encoder is a loaded model that no name or folder on this machine "
                 "gives back, so the pickle carries all its weights. Save the model to a "
@@ -196,10 +202,7 @@ class TextEncoder(ByReference, Encoder):
                 UserWarning,
                 stacklevel=2,
             )
-        state["model"] = name
-        if name is None:
-            key = (id(self.model), _given_state(self.model))
-            state["model"] = _pack(key, lambda: copy.deepcopy(self.model).cpu())
+        state["model"] = _pack(key, lambda: copy.deepcopy(self.model).cpu())
         return state
 
 
@@ -235,10 +238,18 @@ class Weights:
         self.lower_case = bool(getattr(model[0], "do_lower_case", False))
         self.max_length = model.max_seq_length
         self.prompt = (model.prompts or {}).get(model.default_prompt_name, "")
+        ids = [self.tokenizer(text, verbose=False)["input_ids"] for text in _PROBES]
+        with torch.no_grad():
+            tokens, mask = pad([_array(row[:8] or [0]) for row in ids])
+            batch = {"input_ids": tokens, "attention_mask": mask}
+            probe = module.eval()({k: v.to(model.device) for k, v in batch.items()})
+        self.probe = probe.float().cpu().numpy()
+        self.addresses = addresses(module)
         self.fingerprint = digest(
             module,
             [_describe(part) for part in tail],
-            [self.tokenizer(text, verbose=False)["input_ids"] for text in _PROBES],
+            ids,
+            sorted(self.tokenizer.get_vocab().items()),
             (self.lower_case, self.max_length, model.truncate_dim, self.prompt),
         )
         self.module = module.to(device, dtype)
@@ -304,6 +315,7 @@ class TextBackbone(Backbone):
             role_table=FAMILIES.get(config.model_type),
             family=config.model_type,
             root="transformer",
+            probe=weights.probe,
         )
         self._weights = weights  # keeps the registry's entry alive
         self._pair = encoder.pair
@@ -311,7 +323,7 @@ class TextBackbone(Backbone):
         self._max_length = _checked_length(encoder.max_length, weights)
         if self._prompt:
             ids = self._tokenize([self._prompt])["input_ids"][0]
-            ends = ids[-1] in weights.tokenizer.all_special_ids
+            ends = bool(ids) and ids[-1] in weights.tokenizer.all_special_ids
             module.prompt_length = len(ids) - int(ends)
         options = (encoder.pooling, self._max_length, self._prompt, self._pair)
         self.fingerprint = digest(nn.Module(), weights.fingerprint, options)
@@ -332,9 +344,10 @@ class TextBackbone(Backbone):
         return [dict(zip(names, map(_array, row), strict=True)) for row in parts]
 
     def _ids(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """Token ids of single texts, after the prompt."""
+        """Token ids of single texts, after the prompt; never none at all."""
         encoded = self._tokenize([self._prompt + text for text in texts])
-        return [_array(row) for row in encoded["input_ids"]]
+        filler = [self._weights.tokenizer.pad_token_id or 0]
+        return [_array(row or filler) for row in encoded["input_ids"]]
 
     def _tokenize(self, texts: list[str], pairs: list[str] | None = None) -> Any:
         if self._weights.lower_case:
@@ -377,13 +390,19 @@ _names: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 
 def _known_name(model: Any) -> str | None:
     """Name or folder on this machine that gives the same model back, if there is one."""
-    state = _given_state(model)
-    if model not in _names or _names[model][0] != state:
+    own = _content(model)
+    if model not in _names or _names[model][0] != own:
         name = getattr(model[0].auto_model, "name_or_path", "")
         if name and Path(name).is_dir():
             name = str(Path(name).resolve())  # holds in another working directory too
-        _names[model] = (state, name if _gives_back(name, model) else None)
+        _names[model] = (own, name if _gives_back(name, own) else None)
     return _names[model][1]
+
+
+def _content(model: Any) -> tuple:
+    """What a loaded model is and computes."""
+    weights = Weights(model, torch.device("cpu"), torch.float32)
+    return weights.fingerprint, weights.probe.tobytes()
 
 
 _packed: weakref.WeakValueDictionary = weakref.WeakValueDictionary()
@@ -400,31 +419,22 @@ def _pack(key: Hashable, make: Callable[[], Any]) -> Any:
     return found
 
 
-def _gives_back(name: str, model: Any) -> bool:
+def _gives_back(name: str, content: tuple) -> bool:
     if not name or _hub.locate(name, None) is None:
         return False
     try:
-        twin = TextEncoder(name)._open()
+        return _content(TextEncoder(name)._open()) == content
     except (OSError, ValueError):
         return False
-    cpu = torch.device("cpu")
-    return (
-        Weights(twin, cpu, torch.float32).fingerprint
-        == Weights(model, cpu, torch.float32).fingerprint
-    )
 
 
 def _load_given(model: Any, device: torch.device, dtype: torch.dtype) -> Weights:
     """Weights of a loaded model, shared with its owner."""
-    key = ("loaded", id(model), _given_state(model), device, dtype)
-    return _registry.get(key, lambda: Weights(model, device, dtype), share=False)
-
-
-def _given_state(model: Any) -> tuple:
-    """All that decides what a loaded model computes: changes when any of it does."""
-    parts = tuple((id(part), *_describe(part)) for part in model)
-    prompt = (model.prompts or {}).get(model.default_prompt_name, "")
-    return parts, model.max_seq_length, model.truncate_dim, prompt, tensor_state(model)
+    refuse_inference(model)
+    found = Weights(model, device, dtype)
+    # By content: the owner may change more than tensors, and ids are used again.
+    content = (found.fingerprint, found.probe.tobytes(), found.addresses)
+    return _registry.get(("given", *content, device, dtype), lambda: found, share=False)
 
 
 def _pooled_by(pooling: str, hidden_size: int) -> list[nn.Module]:

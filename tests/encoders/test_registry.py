@@ -3,7 +3,9 @@
 import copy
 import gc
 import io
+import json
 import pickle
+import shutil
 import subprocess
 import sys
 import time
@@ -22,6 +24,7 @@ from tests import models
 
 LABELS = [0, 1, 0, 1, 0, 1, 0]
 CPU = torch.device("cpu")
+TWO = (["good film", "bad film", "good book", "bad book"], [1, 0, 1, 0])
 
 
 @pytest.fixture(autouse=True)
@@ -411,3 +414,67 @@ def test_weights_share_what_they_are_given_and_freeze_their_own(model):
     weights = Weights(model, CPU, torch.float32)
     assert addresses(weights.module) == addresses(model)
     assert not any(p.requires_grad for p in weights.module.parameters())
+
+
+# What no digest of tensors shows ------------------------------------------------------
+
+
+@pytest.mark.parametrize("change", ["config", "vocabulary"])
+def test_folder_edited_after_fit_is_refused(plain_folder, tmp_path, change):
+    folder = tmp_path / "model"
+    shutil.copytree(plain_folder("bert"), folder)
+    data = pickle.dumps(AdapterClassifier(str(folder), adapter=None).fit(*TWO))
+    if change == "config":
+        file = folder / "config.json"
+        config = json.loads(file.read_text())
+        file.write_text(json.dumps({**config, "layer_norm_eps": 1.0}))
+    else:
+        file = folder / "tokenizer.json"
+        words = json.loads(file.read_text())
+        vocabulary = words["model"]["vocab"]
+        vocabulary["good"], vocabulary["bad"] = vocabulary["bad"], vocabulary["good"]
+        file.write_text(json.dumps(words))
+    clear_cache()
+    with pytest.raises(ValueError, match="fingerprint"):
+        pickle.loads(data).predict(TWO[0])
+
+
+def test_fits_on_modules_that_follow_each_other_get_their_own_features():
+    net, X = torch.nn.Linear(2, 4), np.random.RandomState(0).randn(8, 2)
+    expected = net(torch.from_numpy(X).float()).detach().numpy()
+    for factor in range(1, 30):
+        module = Scaled(net, factor)
+        clf = AdapterClassifier(ArrayEncoder(module), adapter=None)
+        features = clf.fit(X, [0, 1] * 4).transform(X)
+        np.testing.assert_allclose(features, factor * expected, rtol=1e-5)
+        del module
+
+
+def test_refit_sees_what_its_owner_changed_in_a_loaded_model():
+    module, X = Scaled(torch.nn.Linear(2, 4), 1), np.random.RandomState(0).randn(8, 2)
+    clf = AdapterClassifier(ArrayEncoder(module), adapter=None)
+    first = clf.fit(X, [0, 1] * 4).transform(X)
+    module.factor = 5
+    np.testing.assert_allclose(
+        clf.fit(X, [0, 1] * 4).transform(X), 5 * first, rtol=1e-5
+    )
+
+
+class Scaled(torch.nn.Module):
+    def __init__(self, net, factor):
+        super().__init__()
+        self.net, self.factor = net, factor
+
+    def forward(self, x):
+        return self.factor * self.net(x)
+
+
+@pytest.mark.parametrize("made", ["columns", "shape", "tuple"])
+def test_module_that_does_not_fit_the_contract_is_refused(made):
+    module = torch.nn.Linear(3 if made == "columns" else 2, 4)
+    if made == "shape":
+        module = torch.nn.Sequential(module, torch.nn.Flatten(0))
+    elif made == "tuple":
+        module = torch.nn.LSTM(2, 4)
+    with pytest.raises(ValueError, match="given to ArrayEncoder"):
+        AdapterClassifier(ArrayEncoder(module), adapter=None).fit(np.eye(2), [0, 1])
