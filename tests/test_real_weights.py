@@ -42,6 +42,7 @@ TEXTS = [
 ]
 LABELS = np.repeat(["sport", "business", "tech"], 4)
 NUMBERS = np.arange(12.0)
+HELD_OUT = [f"{first} {second}" for first in TEXTS for second in TEXTS]
 
 
 def sentence_transformer():
@@ -209,3 +210,22 @@ def test_model_trained_by_its_owner_after_fit_raises_at_predict():
     with pytest.raises((RuntimeError, ValueError)):
         copied.predict(TEXTS)
     clf.fit(TEXTS, LABELS).predict(TEXTS)
+
+
+def fit_elsewhere(n_threads):
+    torch.set_num_threads(n_threads)
+    clf = AdapterClassifier(random_state=0).fit(TEXTS, LABELS)
+    return clf.predict_proba(HELD_OUT)
+
+
+def test_fits_in_two_processes_agree_with_those_of_more_threads_here():
+    before = torch.get_num_threads()
+    try:
+        here = fit_elsewhere(2)
+    finally:
+        torch.set_num_threads(before)
+    jobs = (joblib.delayed(fit_elsewhere)(1) for _ in range(2))
+    one, other = joblib.Parallel(n_jobs=2)(jobs)
+    np.testing.assert_array_equal(one, other)
+    np.testing.assert_allclose(one, here, atol=1e-3)
+    assert np.mean(one.argmax(axis=1) == here.argmax(axis=1)) >= 0.99

@@ -24,7 +24,7 @@ import numpy as np
 import pandas as pd
 import torch
 from peers import PeftTrainer, SetFit
-from scipy.stats import spearmanr
+from scipy.stats import spearmanr, t
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression, LogisticRegressionCV, RidgeCV
 from sklearn.metrics import f1_score, log_loss, r2_score
@@ -175,7 +175,7 @@ def report(results, baseline):
     for (name, shots, method), part in frame.groupby(
         ["set", "shots", "method"], sort=True
     ):
-        half = 1.96 * part["gain"].std() / len(part) ** 0.5
+        half = t.ppf(0.975, len(part) - 1) * part["gain"].std() / len(part) ** 0.5
         loss = part["log_loss"].mean() if "log_loss" in part else np.nan
         lines.append(
             f"| {name} | {shots} | {method} | {len(part)} | {part['score'].mean():.3f} | "
