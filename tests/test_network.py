@@ -229,7 +229,9 @@ def test_device_by_name_is_that_device(device):
 
 
 def test_device_auto_is_one_that_is_there():
-    torch.empty(1, device=resolve_device("auto"))
+    device = resolve_device("auto")
+    assert torch.ones(1, device=device).device.type == device.type
+    assert device.type == ("cuda" if torch.cuda.is_available() else device.type)
 
 
 @pytest.mark.parametrize("device", ["gpu", "cuda:99", "xla"])

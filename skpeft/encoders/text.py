@@ -4,8 +4,7 @@ import copy
 import threading
 import warnings
 import weakref
-from collections.abc import Callable, Hashable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -159,7 +158,7 @@ class TextEncoder(ByReference, Encoder):
 
         folder = _hub.locate(self.model, self.revision)
         try:
-            with quiet_loading():
+            with _hub.quiet_loading():
                 if folder is None:
                     _hub.check_reachable(self.model, self.revision)
                 return SentenceTransformer(
@@ -479,27 +478,3 @@ def _n_positions(transformer: nn.Module) -> int | None:
     config: Any = transformer.config
     found = getattr(config, "max_position_embeddings", None) or 0
     return found if found > 0 else None
-
-
-@contextmanager
-def quiet_loading() -> Iterator[None]:
-    """Silence progress bars and reports of the libraries that load a model."""
-    from huggingface_hub import utils as hub
-    from transformers.utils import logging
-
-    bars, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
-    hub_bars = not hub.are_progress_bars_disabled()
-    logging.disable_progress_bar()
-    hub_level = hub.logging.get_verbosity()
-    logging.set_verbosity_error()
-    hub.logging.set_verbosity_error()
-    hub.disable_progress_bars()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        hub.logging.set_verbosity(hub_level)
-        if bars:
-            logging.enable_progress_bar()
-        if hub_bars:
-            hub.enable_progress_bars()

@@ -14,7 +14,8 @@ from transformers.utils import logging
 from skpeft import AdapterClassifier, clear_cache
 from skpeft.adapters import ADAPTERS
 from skpeft.encoders import FAMILIES, TextEncoder, resolve_encoder
-from skpeft.encoders.text import POOLINGS, quiet_loading
+from skpeft.encoders._hub import quiet_loading
+from skpeft.encoders.text import POOLINGS
 from tests import models
 
 CPU = torch.device("cpu")
@@ -28,7 +29,7 @@ def embed(encoder, samples, n_features=1):
         return backbone.module(backbone.collate(backbone.prepare(samples))).numpy()
 
 
-def same(found, expected):
+def assert_same(found, expected):
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
@@ -36,7 +37,7 @@ def same(found, expected):
 def test_text_encoder_of_plain_folder_equals_encode(plain_folder, family):
     folder = plain_folder(family)
     expected = models.load(folder).encode(models.TEXTS)
-    same(embed(TextEncoder(str(folder)), models.TEXTS), expected)
+    assert_same(embed(TextEncoder(str(folder)), models.TEXTS), expected)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -45,8 +46,8 @@ def test_text_encoder_of_pooled_folder_equals_encode(pooled_folder, family, pool
     folder = pooled_folder(family, pooling)
     expected = models.load(folder).encode(models.TEXTS)
     found = embed(TextEncoder(str(folder)), models.TEXTS)
-    same(found, expected)
-    same(np.linalg.norm(found, axis=1), 1)
+    assert_same(found, expected)
+    assert_same(np.linalg.norm(found, axis=1), 1)
 
 
 @pytest.mark.parametrize("pooling", POOLINGS)
@@ -54,13 +55,13 @@ def test_pooling_given_equals_encode_with_that_pooling(plain_folder, pooling):
     folder = plain_folder("bert")
     model = models.with_pooling(folder, pooling=pooling, normalize=False)
     found = embed(TextEncoder(str(folder), pooling=pooling), models.TEXTS)
-    same(found, model.encode(models.TEXTS))
+    assert_same(found, model.encode(models.TEXTS))
 
 
 def test_pooling_given_takes_the_place_of_the_models_own(plain_folder, pooled_folder):
     given = TextEncoder(str(pooled_folder("bert", "cls")), pooling="mean")
     plain = models.load(plain_folder("bert")).encode(models.TEXTS)
-    same(embed(given, models.TEXTS), plain)
+    assert_same(embed(given, models.TEXTS), plain)
 
 
 @pytest.mark.parametrize("max_length", [2, 3, 8])
@@ -69,8 +70,8 @@ def test_max_length_equals_encode_with_max_seq_length(plain_folder, max_length):
     model.max_seq_length = max_length
     expected = model.encode(models.TEXTS)
     encoder = TextEncoder(str(plain_folder("bert")), max_length=max_length)
-    same(embed(encoder, models.TEXTS), expected)
-    same(embed(TextEncoder(model), models.TEXTS), expected)
+    assert_same(embed(encoder, models.TEXTS), expected)
+    assert_same(embed(TextEncoder(model), models.TEXTS), expected)
 
 
 @pytest.mark.parametrize("family", ["bert", "roberta", "mpnet"])
@@ -91,8 +92,8 @@ def test_max_length_may_go_beyond_the_models_own_cut(plain_folder, tmp_path):
     model.max_seq_length = 8
     model.save(str(tmp_path), create_model_card=False)
     short = TextEncoder(str(tmp_path))
-    same(embed(short, long), model.encode(long))
-    same(embed(short.set_params(max_length=models.MAX_LENGTH), long), expected)
+    assert_same(embed(short, long), model.encode(long))
+    assert_same(embed(short.set_params(max_length=models.MAX_LENGTH), long), expected)
 
 
 @pytest.mark.parametrize("family", ["bert", "roberta"])
@@ -102,14 +103,14 @@ def test_tokenizer_that_knows_no_length_is_cut_by_the_model(tmp_path, family):
     long = ["good film " * models.MAX_LENGTH]
     encoder = TextEncoder(str(tmp_path))
     cut = embed(clone(encoder).set_params(max_length=models.MAX_LENGTH), long)
-    same(embed(encoder, long), cut)
+    assert_same(embed(encoder, long), cut)
 
 
 @pytest.mark.parametrize("prompt", ["query : ", "long winter "])
 def test_prompt_equals_encode_with_prompt(pooled_folder, prompt):
     folder = pooled_folder("bert", "mean")
     expected = models.load(folder).encode(models.TEXTS, prompt=prompt)
-    same(embed(TextEncoder(str(folder), prompt=prompt), models.TEXTS), expected)
+    assert_same(embed(TextEncoder(str(folder), prompt=prompt), models.TEXTS), expected)
 
 
 @pytest.mark.parametrize("include_prompt", [True, False])
@@ -120,9 +121,9 @@ def test_default_prompt_of_the_model_equals_encode(plain_folder, include_prompt)
         default_prompt_name="query",
     )
     model[1].include_prompt = include_prompt
-    same(embed(TextEncoder(model), models.TEXTS), model.encode(models.TEXTS))
+    assert_same(embed(TextEncoder(model), models.TEXTS), model.encode(models.TEXTS))
     without = model.encode(models.TEXTS, prompt="")
-    same(embed(TextEncoder(model, prompt=""), models.TEXTS), without)
+    assert_same(embed(TextEncoder(model, prompt=""), models.TEXTS), without)
     assert np.abs(without - model.encode(models.TEXTS)).max() > 1e-3
 
 
@@ -133,7 +134,7 @@ def test_prompt_left_out_of_pooling_without_special_tokens_equals_encode(plain_f
     model.tokenizer.backend_tokenizer.post_processor = None
     model[1].include_prompt = False
     texts = [text for text in models.TEXTS if text]
-    same(embed(TextEncoder(model), texts), model.encode(texts))
+    assert_same(embed(TextEncoder(model), texts), model.encode(texts))
 
 
 def test_threads_with_unlike_max_lengths_do_not_disturb_each_other(plain_folder):
@@ -154,7 +155,7 @@ def test_truncated_model_equals_encode(plain_folder):
     model = models.with_pooling(plain_folder("bert"), truncate_dim=10)
     expected = model.encode(models.TEXTS)
     assert expected.shape[1] == 10
-    same(embed(TextEncoder(model), models.TEXTS), expected)
+    assert_same(embed(TextEncoder(model), models.TEXTS), expected)
 
 
 def test_model_with_a_dense_part_equals_encode(plain_folder):
@@ -164,9 +165,9 @@ def test_model_with_a_dense_part_equals_encode(plain_folder):
     model.append(Dense(models.WIDTH, 12))
     expected = model.encode(models.TEXTS)
     assert expected.shape[1] == 12
-    same(embed(TextEncoder(model), models.TEXTS), expected)
+    assert_same(embed(TextEncoder(model), models.TEXTS), expected)
     clf = AdapterClassifier(model, adapter=None).fit(models.TEXTS, LABELS)
-    same(clf.transform(models.TEXTS), expected)
+    assert_same(clf.transform(models.TEXTS), expected)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -174,7 +175,7 @@ def test_pairs_read_across_equal_encode_of_pairs(plain_folder, family):
     folder = plain_folder(family)
     expected = models.load(folder).encode([list(pair) for pair in models.PAIRS])
     found = embed(TextEncoder(str(folder), pair="cross"), models.PAIRS, 2)
-    same(found, expected)
+    assert_same(found, expected)
     joined = [" ".join(pair) for pair in models.PAIRS]
     assert np.abs(found - embed(TextEncoder(str(folder)), joined)).max() > 1e-3
 
@@ -185,7 +186,7 @@ def test_pairs_read_by_themselves_compare_their_embeddings(plain_folder, family)
     first, second = zip(*models.PAIRS, strict=True)
     u, v = (models.load(folder).encode(list(texts)) for texts in (first, second))
     expected = np.hstack([u, v, np.abs(u - v), np.sqrt(u.shape[1]) * u * v])
-    same(embed(TextEncoder(str(folder)), models.PAIRS, 2), expected)
+    assert_same(embed(TextEncoder(str(folder)), models.PAIRS, 2), expected)
 
 
 def test_pairs_beyond_max_length_lose_of_the_longer_text(plain_folder):
@@ -201,7 +202,7 @@ def test_pairs_with_prompt_have_it_where_single_texts_have_it(plain_folder):
     folder = str(plain_folder("bert"))
     for pair, end in (("cross", ""), ("bi", "query : ")):
         written_out = [(f"query : {u}", f"{end}{v}") for u, v in models.PAIRS]
-        same(
+        assert_same(
             embed(TextEncoder(folder, prompt="query : ", pair=pair), models.PAIRS, 2),
             embed(TextEncoder(folder, pair=pair), written_out, 2),
         )
@@ -210,13 +211,13 @@ def test_pairs_with_prompt_have_it_where_single_texts_have_it(plain_folder):
 def test_padding_on_the_left_equals_encode(plain_folder):
     model = models.load(plain_folder("bert"))
     model.tokenizer.padding_side = "left"
-    same(embed(TextEncoder(model), models.TEXTS), model.encode(models.TEXTS))
+    assert_same(embed(TextEncoder(model), models.TEXTS), model.encode(models.TEXTS))
 
 
 def test_classifier_without_adapter_has_the_features_of_encode(pooled_folder):
     folder = str(pooled_folder("mpnet"))
     clf = AdapterClassifier(folder, adapter=None).fit(models.TEXTS, LABELS)
-    same(clf.transform(models.TEXTS), models.load(folder).encode(models.TEXTS))
+    assert_same(clf.transform(models.TEXTS), models.load(folder).encode(models.TEXTS))
 
 
 @pytest.mark.parametrize("adapter", [None, *ADAPTERS])
@@ -300,7 +301,7 @@ def test_folder_changed_between_fits_is_read_anew(tmp_path):
     models.save_plain(tmp_path, "bert", seed=2)
     second = embed(encoder, models.TEXTS)
     assert np.abs(first - second).max() > 1e-3
-    same(second, models.load(tmp_path).encode(models.TEXTS))
+    assert_same(second, models.load(tmp_path).encode(models.TEXTS))
 
 
 @pytest.mark.parametrize(
