@@ -5,10 +5,14 @@ from pathlib import Path
 import torch
 import transformers
 from sentence_transformers import SentenceTransformer
-from sentence_transformers import sentence_transformer as library
 from tokenizers import Tokenizer, normalizers, pre_tokenizers, processors
 from tokenizers.models import WordPiece
 from transformers import PreTrainedTokenizerFast
+
+try:
+    from sentence_transformers.sentence_transformer import modules
+except ImportError:  # sentence-transformers 5
+    from sentence_transformers import models as modules
 
 WIDTH, N_LAYERS, MAX_LENGTH = 32, 3, 32
 WORDS = [
@@ -154,7 +158,6 @@ def with_pooling(
     plain: Path, *, pooling: str = "mean", **options
 ) -> SentenceTransformer:
     """Model in memory: a transformer, a pooling, and the scaling to length one."""
-    modules = library.modules
     transformer = modules.Transformer(str(plain))
     parts = [transformer, modules.Pooling(WIDTH, pooling_mode=pooling)]
     if options.pop("normalize", True):
@@ -165,3 +168,8 @@ def with_pooling(
 def load(folder: Path | str) -> SentenceTransformer:
     """Model as the library loads it."""
     return SentenceTransformer(str(folder), device="cpu", local_files_only=True)
+
+
+def tokenize(model: SentenceTransformer, texts: list[str]) -> dict:
+    """Batch as the library makes it; version 5 has another name for that."""
+    return (getattr(model, "preprocess", None) or model.tokenize)(texts)

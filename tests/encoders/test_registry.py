@@ -233,7 +233,7 @@ def test_own_model_shares_its_memory(model):
 
 def train_in_place(model, fused=False):
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, fused=fused)
-    features = model.preprocess(["good film"])
+    features = models.tokenize(model, ["good film"])
     model(features)["sentence_embedding"].sum().backward()
     optimizer.step()
 

@@ -159,10 +159,8 @@ def test_truncated_model_equals_encode(plain_folder):
 
 
 def test_model_with_a_dense_part_equals_encode(plain_folder):
-    from sentence_transformers.sentence_transformer.modules import Dense
-
     model = models.with_pooling(plain_folder("bert"), normalize=False)
-    model.append(Dense(models.WIDTH, 12))
+    model.append(models.modules.Dense(models.WIDTH, 12))
     expected = model.encode(models.TEXTS)
     assert expected.shape[1] == 12
     assert_same(embed(TextEncoder(model), models.TEXTS), expected)
@@ -272,9 +270,10 @@ def test_folder_that_is_no_model_is_an_error_that_names_it(tmp_path):
 
 def test_model_that_starts_without_a_transformer_is_refused():
     from sentence_transformers import SentenceTransformer
-    from sentence_transformers.sentence_transformer.modules import BoW
 
-    model = SentenceTransformer(modules=[BoW(["good", "bad"])], device="cpu")
+    model = SentenceTransformer(
+        modules=[models.modules.BoW(["good", "bad"])], device="cpu"
+    )
     with pytest.raises(ValueError, match=r"first module .* is a BoW"):
         AdapterClassifier(model).fit(["a", "b"], [0, 1])
 
