@@ -220,7 +220,7 @@ class BaseAdapterEstimator(
                 "warm_start=True continues the last fit, but the adapter or its layers "
                 f"have changed since ({error}). Set warm_start=False to start anew."
             ) from error
-        if network.fingerprint != self._network.fingerprint:
+        if not self._network.knows(network.live.backbone):
             raise ValueError(
                 "warm_start=True continues the last fit, but the encoder has changed "
                 "since. Set warm_start=False to start anew."

@@ -16,7 +16,7 @@ from skpeft._data import length_batches
 from skpeft._validation import one_of
 from skpeft.adapters.base import Adapter, GeneratorDropout
 from skpeft.encoders import FAMILIES
-from skpeft.encoders.base import Backbone, Encoder, Item
+from skpeft.encoders.base import Backbone, Encoder, Item, same_features
 
 Layers = int | Sequence[int] | None
 #: Layout of pickled networks; raised when an older version could not read a new one.
@@ -99,7 +99,7 @@ class AdapterNetwork:
         backbone = self.encoder.load(
             n_features=self.n_features, device=device, dtype=weight_dtype
         )
-        if self.fingerprint is not None and not self._is_known(backbone):
+        if self.fingerprint is not None and not self.knows(backbone):
             raise ValueError(
                 f"This model was fitted on an encoder with fingerprint "
                 f"{self.fingerprint[:16]}, but {self.encoder!r} now gives another one, with "
@@ -119,14 +119,10 @@ class AdapterNetwork:
             self._stored = None
         return Live(backbone, module, device, autocast)
 
-    def _is_known(self, backbone: Backbone) -> bool:
+    def knows(self, backbone: Backbone) -> bool:
         """Whether a backbone is the one of the fit: same content, same features."""
-        if backbone.fingerprint != self.fingerprint:
-            return False
-        if self.probe is None or backbone.probe is None:
-            return True
-        tolerance = 1e-4 * float(np.abs(self.probe).max())
-        return np.allclose(backbone.probe, self.probe, rtol=0, atol=tolerance)
+        same = backbone.fingerprint == self.fingerprint
+        return same and same_features(self.probe, backbone.probe)
 
     def relocate(self, encoder: Encoder) -> None:
         """Look for the encoder's weights where another spec says they are.

@@ -154,6 +154,19 @@ numpy.save(sys.argv[2], [loaded, clf.fit(texts, labels).predict_proba(texts)])
     np.testing.assert_array_equal(refitted, clf.predict_proba(TEXTS))
 
 
+def process_state():
+    loggers = ("transformers", "sentence_transformers", "huggingface_hub", "")
+    return (
+        torch.get_rng_state().tolist(),
+        np.random.get_state()[1].tolist(),
+        np.random.get_state()[2],
+        random.getstate(),
+        torch.get_num_threads(),
+        dict(os.environ),
+        {name: logging.getLogger(name).level for name in loggers},
+    )
+
+
 def test_process_state_is_as_before_and_nothing_is_written_or_asked(
     tmp_path, monkeypatch, capfd
 ):
@@ -166,29 +179,9 @@ def test_process_state_is_as_before_and_nothing_is_written_or_asked(
     import skpeft
 
     skpeft.clear_cache()
-    state = (
-        torch.get_rng_state().tolist(),
-        np.random.get_state()[1].tolist(),
-        random.getstate(),
-        torch.get_num_threads(),
-        dict(os.environ),
-        {
-            n: logging.getLogger(n).level
-            for n in ("transformers", "sentence_transformers", "")
-        },
-    )
+    before = process_state()
     classifier().fit(TEXTS, LABELS).predict(TEXTS)
-    assert state == (
-        torch.get_rng_state().tolist(),
-        np.random.get_state()[1].tolist(),
-        random.getstate(),
-        torch.get_num_threads(),
-        dict(os.environ),
-        {
-            n: logging.getLogger(n).level
-            for n in ("transformers", "sentence_transformers", "")
-        },
-    )
+    assert process_state() == before
     assert list(tmp_path.iterdir()) == []
     out, err = capfd.readouterr()
     assert out == ""

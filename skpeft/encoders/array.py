@@ -18,6 +18,7 @@ from skpeft.encoders.base import (
     addresses,
     alias_memo,
     digest,
+    probe_features,
     refuse_inference,
 )
 
@@ -144,8 +145,7 @@ def _probe_rows(module: nn.Module, n_features: int) -> np.ndarray:
     weight = next(module.parameters(), torch.zeros(0))
     rows = torch.linspace(-1, 1, 3 * n_features, device="cpu").reshape(3, n_features)
     try:
-        with torch.no_grad():
-            features = module({"values": rows.to(weight)})
+        features = probe_features(module, {"values": rows.to(weight)})
     except RuntimeError as error:
         raise ValueError(
             f"The module given to ArrayEncoder cannot take rows of {n_features} numbers "

@@ -143,6 +143,21 @@ class Backbone:
             )
 
 
+def probe_features(module: nn.Module, batch: dict[str, Tensor]) -> Any:
+    """Features of a fixed batch, whatever autocast or gradient mode the caller is in."""
+    device = next(iter(batch.values())).device.type
+    with torch.no_grad(), torch.autocast(device, enabled=False):
+        return module(batch)
+
+
+def same_features(probe: np.ndarray | None, other: np.ndarray | None) -> bool:
+    """Whether two probes agree to what devices and versions differ in rounding."""
+    if probe is None or other is None:
+        return True
+    tolerance = 1e-4 * float(np.abs(probe).max())
+    return np.allclose(probe, other, rtol=0, atol=tolerance)
+
+
 def refuse_inference(module: nn.Module) -> None:
     """Raise a `ValueError` if a module holds tensors made in inference mode."""
     if any(t.is_inference() for t in chain(module.parameters(), module.buffers())):

@@ -24,7 +24,9 @@ from skpeft.encoders.base import (
     alias_memo,
     digest,
     pad,
+    probe_features,
     refuse_inference,
+    same_features,
 )
 
 POOLINGS = ("cls", "lasttoken", "max", "mean", "mean_sqrt_len_tokens", "weightedmean")
@@ -191,7 +193,8 @@ class TextEncoder(ByReference, Encoder):
         state["model"] = None if self.include_weights else _known_name(self.model)
         if state["model"] is not None:
             return state
-        key = _content(self.model)
+        fingerprint, probe = _content(self.model)
+        key = (fingerprint, probe.tobytes())
         if not self.include_weights and key not in _packed:  # once a pickle
             warnings.warn(
                 "The encoder is a loaded model that no name or folder on this machine "
@@ -238,11 +241,12 @@ class Weights:
         self.max_length = model.max_seq_length
         self.prompt = (model.prompts or {}).get(model.default_prompt_name, "")
         ids = [self.tokenizer(text, verbose=False)["input_ids"] for text in _PROBES]
-        with torch.no_grad():
-            tokens, mask = pad([_array(row[:8] or [0]) for row in ids])
-            batch = {"input_ids": tokens, "attention_mask": mask}
-            probe = module.eval()({k: v.to(model.device) for k, v in batch.items()})
-        self.probe = probe.float().cpu().numpy()
+        tokens, mask = (
+            part.to(model.device)
+            for part in pad([_array(row[:8] or [0]) for row in ids])
+        )
+        batch = {"input_ids": tokens, "attention_mask": mask}
+        self.probe = probe_features(module.eval(), batch).float().cpu().numpy()
         self.addresses = addresses(module)
         self.fingerprint = digest(
             module,
@@ -390,7 +394,7 @@ _names: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 def _known_name(model: Any) -> str | None:
     """Name or folder on this machine that gives the same model back, if there is one."""
     own = _content(model)
-    if model not in _names or _names[model][0] != own:
+    if model not in _names or not _same(_names[model][0], own):
         name = getattr(model[0].auto_model, "name_or_path", "")
         if name and Path(name).is_dir():
             name = str(Path(name).resolve())  # holds in another working directory too
@@ -398,10 +402,14 @@ def _known_name(model: Any) -> str | None:
     return _names[model][1]
 
 
-def _content(model: Any) -> tuple:
+def _content(model: Any) -> tuple[str, np.ndarray]:
     """What a loaded model is and computes."""
     weights = Weights(model, torch.device("cpu"), torch.float32)
-    return weights.fingerprint, weights.probe.tobytes()
+    return weights.fingerprint, weights.probe
+
+
+def _same(content: tuple[str, np.ndarray], other: tuple[str, np.ndarray]) -> bool:
+    return content[0] == other[0] and same_features(content[1], other[1])
 
 
 _packed: weakref.WeakValueDictionary = weakref.WeakValueDictionary()
@@ -418,11 +426,11 @@ def _pack(key: Hashable, make: Callable[[], Any]) -> Any:
     return found
 
 
-def _gives_back(name: str, content: tuple) -> bool:
+def _gives_back(name: str, content: tuple[str, np.ndarray]) -> bool:
     if not name or _hub.locate(name, None) is None:
         return False
     try:
-        return _content(TextEncoder(name)._open()) == content
+        return _same(_content(TextEncoder(name)._open()), content)
     except (OSError, ValueError):
         return False
 

@@ -478,3 +478,16 @@ def test_module_that_does_not_fit_the_contract_is_refused(made):
         module = torch.nn.LSTM(2, 4)
     with pytest.raises(ValueError, match="given to ArrayEncoder"):
         AdapterClassifier(ArrayEncoder(module), adapter=None).fit(np.eye(2), [0, 1])
+
+
+def test_model_fitted_or_loaded_under_autocast_is_known_again(folder):
+    texts, labels = TWO
+    clf = AdapterClassifier(str(folder), adapter=None).fit(texts, labels)
+    clear_cache()
+    with torch.autocast("cpu"):
+        within = AdapterClassifier(str(folder), adapter=None).fit(texts, labels)
+        loaded = pickle.loads(pickle.dumps(clf)).predict_proba(texts)
+    clear_cache()
+    np.testing.assert_array_equal(loaded, clf.predict_proba(texts))
+    again = pickle.loads(pickle.dumps(within)).predict_proba(texts)
+    np.testing.assert_array_equal(again, clf.predict_proba(texts))
