@@ -2,6 +2,7 @@
 
 import warnings
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -30,12 +31,20 @@ class Plan(NamedTuple):
     """What fit works on once nothing in the input can be wrong any more."""
 
     network: Any
+    start: Any
     settings: Any
     past: Any
     rows: Any
     training: Any
     validation: Any
+    held_out: bool
     random_state: np.random.RandomState
+
+    @property
+    def items(self):
+        """All prepared samples, each once."""
+        more = [] if self.validation is None else self.validation.items
+        return list({id(i): i for i in [*self.rows.items, *more]}.values())
 
 
 @contextmanager
@@ -64,12 +73,18 @@ class BaseAdapterEstimator(
         "encoder": [str, HasMethods(["load"]), HasMethods(["encode", "state_dict"])],
         "adapter": [str, HasMethods(["attach", "count"]), None],
         "rank": [Interval(Integral, 1, None, closed="left"), None],
-        "layers": [Interval(Integral, 1, None, closed="left"), "array-like", None],
+        "layers": [
+            StrOptions({"auto"}),
+            Interval(Integral, 1, None, closed="left"),
+            "array-like",
+            None,
+        ],
         "objective": [str, HasMethods(["value"])],
         "head": [HasMethods(["fit", "predict"]), None],
         "max_epochs": [Interval(Integral, 1, None, closed="left"), None],
         "batch_size": [Interval(Integral, 1, None, closed="left"), None],
         "learning_rate": [Interval(Real, 0, None, closed="neither"), None],
+        "shrinkage": [Interval(Real, 0, 1, closed="both"), StrOptions({"auto"})],
         "weight_decay": [Interval(Real, 0, None, closed="left")],
         "warmup_fraction": [Interval(Real, 0, 1, closed="both")],
         "early_stopping": ["boolean", StrOptions({"auto"})],
@@ -135,10 +150,12 @@ class BaseAdapterEstimator(
         with unchanged_on_error(self):
             encoder = resolve_encoder(self.encoder)
             adapter = resolve_adapter(self.adapter, self.rank)
-            objective = resolve_objective(self.objective, self._task)
             self._check_head(sample_weight)
             data = self._check_rows(X, y, sample_weight, encoder.modality, reset=True)
+            pairs = encoder.modality == "text" and self.n_features_in_ == 2
+            objective = resolve_objective(self.objective, self._task, pairs=pairs)
             target = self._learn_target(data.y)
+            data = self._with_hints(data, target)
             held_out = self._check_validation(
                 X_val, y_val, sample_weight_val, encoder.modality
             )
@@ -162,8 +179,12 @@ class BaseAdapterEstimator(
             "precision": self.precision,
             "seed": int(random_state.randint(2**31 - 1)),
         }
+        goes_on = self.warm_start and self.__sklearn_is_fitted__()
+        if goes_on:  # the frozen network of the last fit, from which it was drawn back
+            place["seed"] = self._network.seed
         network = AdapterNetwork(encoder, adapter, self.layers, **place)
-        past = self._resume(network) if self.warm_start else History()
+        start = network.state()
+        past = self._resume(network, start) if goes_on else History()
         rows = self._prepare(network, data, target)
         training, validation = self._split(
             network, rows, target, held_out, random_state
@@ -171,24 +192,42 @@ class BaseAdapterEstimator(
         settings = None
         if adapter is not None:
             settings = self._settings(network, objective, training, validation)
-        return Plan(network, settings, past, rows, training, validation, random_state)
+        return Plan(
+            network,
+            start,
+            settings,
+            past,
+            rows,
+            training,
+            validation,
+            held_out is not None,
+            random_state,
+        )
 
     def _run(self, plan, objective, data, target):
         """Train the adapters, fit the head; assign attributes at the very end."""
-        from skpeft._training import train
+        from skpeft._shrinkage import Verdict, between
+        from skpeft.heads import temper
 
-        network, history = plan.network, plan.past
-        if network.adapter is not None:
-            history += train(
-                network,
-                plan.training,
-                objective,
-                plan.settings,
-                plan.random_state,
-                plan.validation,
-            )
-        features = network.features(plan.rows.items)
-        self.head_ = self._fit_head(features, plan, data, target)
+        network, history, verdict = plan.network, plan.past, Verdict(1.0, 1.0)
+        with network.frozen_states(plan.items):
+            if network.adapter is not None:
+                new, finished = self._train(plan, objective)
+                history += new
+                trained = network.state()
+                network.load_state(plan.start)
+            features = frozen = network.features(plan.rows.items)
+            if network.adapter is not None:
+                if finished:
+                    verdict = self._judge(plan, objective, history, trained, frozen)
+                network.load_state(between(plan.start, trained, verdict.strength))
+                features = network.features(plan.rows.items)
+        self.head_ = self._fit_head(features, frozen, plan, data, target)
+        if self._task == "classification":
+            self.temperature_ = verdict.temperature
+            if self.temperature_ != 1.0:
+                temper(self.head_, self.temperature_)
+        self.shrinkage_ = 1.0 - verdict.strength
         self.loss_curve_ = history.losses
         self.validation_scores_ = history.scores
         self.n_epochs_ = len(history.losses)
@@ -197,6 +236,83 @@ class BaseAdapterEstimator(
         self._n_features_out = features.shape[1]
         vars(self).update(target.attributes)
         self._network = network
+
+    def _train(self, plan, objective):
+        """Train the adapters on all rows; what happened, and whether it came to its end."""
+        from skpeft._training import History, train
+
+        history, settings = History(), plan.settings
+        try:
+            train(
+                plan.network,
+                plan.training,
+                objective,
+                settings,
+                plan.random_state,
+                history,
+                plan.validation,
+            )
+        except KeyboardInterrupt:
+            warnings.warn(
+                f"Training was interrupted after {len(history.losses)} of "
+                f"{settings.max_epochs} epochs; the best state so far is kept and the head "
+                "is fitted on it.",
+                UserWarning,
+                stacklevel=4,
+            )
+            return history, False
+        return history, True
+
+    def _judge(self, plan, objective, history, trained, frozen):
+        """How far to trust the adapters, and how sure the head may be."""
+        from skpeft._shrinkage import Verdict, fit_half, judge, validate
+        from skpeft._training import DivergedError
+
+        if self.shrinkage != "auto":
+            return Verdict(1.0 - self.shrinkage, 1.0)
+        if self.head is not None:
+            return Verdict(1.0, 1.0)
+        try:
+            if plan.held_out:
+                evidence = validate(
+                    plan.network,
+                    (plan.start, trained),
+                    plan.training,
+                    plan.validation,
+                    self._held_out_outputs,
+                )
+            else:
+                evidence = fit_half(
+                    plan.network,
+                    plan.start,
+                    frozen,
+                    plan.rows,
+                    objective,
+                    replace(plan.settings, max_epochs=len(history.losses)),
+                    plan.random_state,
+                    self._held_out_outputs,
+                )
+        except (KeyboardInterrupt, DivergedError) as error:
+            reason = str(error) or "an interrupt"
+            warnings.warn(
+                "How far to trust the adapters could not be found out on held-out rows "
+                f"({reason}); they stay as trained. shrinkage=0.0 leaves this step out.",
+                UserWarning,
+                stacklevel=4,
+            )
+            return Verdict(1.0, 1.0)
+        return Verdict(1.0, 1.0) if evidence is None else judge(evidence, self._task)
+
+    def _held_out_outputs(self, features, frozen, rows, unseen):
+        """Outputs for unseen rows of the default head fitted on others."""
+        from skpeft.heads import default_head, fit_head, logits
+
+        y, weights = rows.targets, rows.weights
+        head = default_head(features, y, weights, frozen, self._task)
+        head = fit_head(head, features, y, weights, weighted=True)
+        if self._task == "classification":
+            return logits(head, unseen)
+        return head.predict(unseen)
 
     def _forget(self):
         """Drop what an earlier fit learned: from here on, fit succeeds or leaves nothing."""
@@ -207,14 +323,16 @@ class BaseAdapterEstimator(
             delattr(self, name)
         vars(self).pop("_network", None)
 
-    def _resume(self, network):
-        """Start a network from the state of the last fit; gives what happened so far."""
+    def _resume(self, network, start):
+        """Start a network from what the last fit trained; gives what happened so far."""
+        from skpeft._shrinkage import between
         from skpeft._training import History
 
-        if not self.__sklearn_is_fitted__():
-            return History()
+        state, strength = self._network.state(), 1.0 - self.shrinkage_
         try:
-            network.load_state(self._network.state())
+            network.load_state(state)
+            if 0.01 < strength < 1.0:  # undo the shrinkage, which would add up
+                network.load_state(between(start, state, 1.0 / strength))
         except ValueError as error:
             raise ValueError(
                 "warm_start=True continues the last fit, but the adapter or its layers "
@@ -255,6 +373,10 @@ class BaseAdapterEstimator(
             raise ValueError("X_val was given without y_val, its targets. Pass both.")
         return self._check_rows(X_val, y_val, sample_weight_val, modality, reset=False)
 
+    def _with_hints(self, data, target):
+        """Data with further rows at the end, which are learned from and never held out."""
+        return data
+
     def _total_weights(self, data, target):
         """Row weights of a data set, or None where all count the same."""
         return data.weights
@@ -266,7 +388,15 @@ class BaseAdapterEstimator(
         weights = self._total_weights(data, target)
         if weights is None:
             weights = np.ones(len(data.y))
-        return Rows(network.prepare(data.samples), target.encode(data.y), weights)
+        if not weights.any():
+            raise ValueError(
+                "All validation rows have weight 0, by sample_weight_val or class_weight, "
+                "so nothing can be seen on them. Give other rows, or none."
+            )
+        weights = weights / weights.max()  # large and small ones, without overflow
+        weights = weights / weights.mean()
+        items = network.prepare(data.samples)
+        return Rows(items, target.encode(data.y), weights, data.n_hints)
 
     def _split(self, network, rows, target, held_out, random_state):
         """Rows for training and, if anybody looks at them, rows for validation."""
@@ -276,15 +406,20 @@ class BaseAdapterEstimator(
             return rows, self._prepare(network, held_out, target)
         if self.early_stopping is not True:
             return rows, None
-        strata = rows.targets if self._task == "classification" else None
+        own = rows.own
+        strata = own.targets if self._task == "classification" else None
         kept, left = split_rows(
-            len(rows.items), self.validation_fraction, strata, random_state
+            len(own.items), self.validation_fraction, strata, random_state
         )
-        return rows.take(kept), rows.take(left)
+        if strata is not None:  # every class needs a row to be learned from
+            first = np.unique(own.targets, return_index=True)[1]
+            missing = first[~np.isin(own.targets[first], own.targets[kept])]
+            kept, left = np.append(kept, missing), np.setdiff1d(left, missing)
+        return rows.take(rows.with_hints(kept)), rows.take(left)
 
     def _settings(self, network, objective, training, validation):
         """Settings of the training loop, with each None replaced by what it stands for."""
-        from skpeft._training import Settings, default_batch_size, default_epochs
+        from skpeft._training import Settings, default_batch_size
 
         n_rows = len(training.items)
         if (
@@ -305,10 +440,14 @@ class BaseAdapterEstimator(
             )
         n_tokens = network.mean_length(training.items)
         stops = validation is not None and self.early_stopping is not False
+        n_epochs = self.max_epochs or objective.default_epochs(n_rows)
+        batch_size = self.batch_size or default_batch_size(objective, n_tokens)
+        pace = objective.pace(n_epochs * -(-n_rows // batch_size))
         return Settings(
-            max_epochs=self.max_epochs or default_epochs(n_rows),
-            batch_size=self.batch_size or default_batch_size(objective, n_tokens),
-            learning_rate=self.learning_rate or network.adapter.default_learning_rate,
+            max_epochs=n_epochs,
+            batch_size=batch_size,
+            learning_rate=self.learning_rate
+            or pace * network.adapter.default_learning_rate,
             weight_decay=self.weight_decay,
             warmup_fraction=self.warmup_fraction,
             patience=self.n_iter_no_change if stops else None,
@@ -317,18 +456,17 @@ class BaseAdapterEstimator(
             callback=self.callback,
         )
 
-    def _fit_head(self, features, plan, data, target):
+    def _fit_head(self, features, frozen, plan, data, target):
         """Fit the head of the user, or the default one, on adapted features."""
         from skpeft.heads import default_head, fit_head
 
+        given = self._total_weights(data, target)
         head, weights = self.head, plan.rows.weights
         if head is None:
-            frozen = features
-            if plan.network.adapter is not None and self._task == "regression":
-                frozen = plan.network.without_adapter().features(plan.rows.items)
             head = default_head(features, data.y, weights, frozen, self._task)
-        weighted = self._total_weights(data, target) is not None
-        return fit_head(head, features, data.y, weights, weighted)
+        else:
+            weights = given
+        return fit_head(head, features, data.y, weights, given is not None)
 
     def _check_head(self, sample_weight):
         """Refuse a head of the other kind, or one that cannot take the weights given."""

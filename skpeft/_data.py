@@ -13,11 +13,15 @@ from sklearn.utils.validation import validate_data
 
 
 class Data(NamedTuple):
-    """Checked samples, targets as the user gave them, and weights where there are any."""
+    """Checked samples, targets as the user gave them, and weights where there are any.
+
+    The last `n_hints` rows are texts about labels, not rows of the user's.
+    """
 
     samples: Sequence
     y: np.ndarray
     weights: np.ndarray | None
+    n_hints: int = 0
 
     def take(self, indices: np.ndarray) -> "Data":
         """The rows of these numbers."""

@@ -12,18 +12,19 @@ from sklearn.base import clone
 from torch import Tensor, nn
 
 import skpeft
+from skpeft import _prefix
 from skpeft._data import length_batches
 from skpeft._validation import one_of
 from skpeft.adapters.base import Adapter, GeneratorDropout
 from skpeft.encoders import FAMILIES
 from skpeft.encoders.base import Backbone, Encoder, Item, same_features
 
-Layers = int | Sequence[int] | None
+Layers = int | Sequence[int] | str | None
 #: Layout of pickled networks; raised when an older version could not read a new one.
 FORMAT = 1
 # Tokens that go through at once, padding included: on a CPU, where 512 took 0.5 to 0.6 of
-# the time of all at once (short and long texts, batches of 24 to 64), and elsewhere.
-_TOKENS_PER_GROUP = (512, 16384)
+# the time of all at once and 256 took 0.9 to 1 of that of 512, and elsewhere.
+_TOKENS_PER_GROUP = (256, 16384)
 
 
 class Live(NamedTuple):
@@ -31,6 +32,7 @@ class Live(NamedTuple):
 
     backbone: Backbone
     module: nn.Module
+    lowest: int
     device: torch.device
     autocast: torch.dtype | None
 
@@ -47,8 +49,9 @@ class AdapterNetwork:
         Spec of the frozen encoder.
     adapter : Adapter or None
         Spec of what is trained; None trains nothing.
-    layers : int, sequence of int, or None
-        Blocks that get adapters: the last n, those of the indices, or all.
+    layers : "auto", int, sequence of int, or None
+        Blocks that get adapters: the upper two thirds, the last n, those of the indices, or
+        all.
     n_features : int
         Columns of X.
     device, precision : str
@@ -76,6 +79,8 @@ class AdapterNetwork:
         self.precision = precision
         self.seed = seed
         self._lock = threading.Lock()
+        self._halves: _prefix.Halves | None = None
+        self._states: dict[int, list[Tensor]] = {}
         self._stored: dict[str, np.ndarray] | None = None
         self._live: Live | None = None
         self.fingerprint: str | None = None
@@ -107,17 +112,17 @@ class AdapterNetwork:
                 "adapters belong to the former: put the same encoder back in its place, "
                 "or fit again."
             )
-        module = backbone.share_module()
+        module, lowest = backbone.share_module(), 0
         if self.adapter is not None:
             generator = torch.Generator(device="cpu").manual_seed(self.seed)
-            attach(module, backbone, self.adapter, self.layers, generator)
+            lowest = attach(module, backbone, self.adapter, self.layers, generator)
             for tensor in module.parameters():
                 if tensor.requires_grad:
                     tensor.data = tensor.data.to(device, weight_dtype)
         if self._stored is not None:
             load_tensors(module, self._stored)
             self._stored = None
-        return Live(backbone, module, device, autocast)
+        return Live(backbone, module, lowest, device, autocast)
 
     def knows(self, backbone: Backbone) -> bool:
         """Whether a backbone is the one of the fit: same content, same features."""
@@ -139,18 +144,6 @@ class AdapterNetwork:
         except (OSError, ValueError):
             self.encoder = former
             raise
-
-    def without_adapter(self) -> "AdapterNetwork":
-        """Network of the same frozen encoder alone."""
-        return AdapterNetwork(
-            self.encoder,
-            None,
-            None,
-            n_features=self.n_features,
-            device=self.device,
-            precision=self.precision,
-            seed=self.seed,
-        )
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """Trainable tensors by name."""
@@ -199,6 +192,45 @@ class AdapterNetwork:
         with torch.enable_grad(), torch.autocast(device.type, enabled=False), device:
             yield
 
+    @contextmanager
+    def frozen_states(self, items: Sequence[Item]) -> Iterator[None]:
+        """Inside, what lies below the first adapted block is computed once for these items.
+
+        Where that does not pay or cannot be done, every pass goes through all blocks.
+        """
+        try:
+            if self.live.lowest and len(items):
+                self._remember(items)
+            yield
+        finally:
+            self._halves, self._states = None, {}
+
+    @torch.inference_mode(False)
+    def _remember(self, items: Sequence[Item]) -> None:
+        """Fill `_states` by the identity of the items."""
+        live = self.live
+        lengths = [live.backbone.length(item) for item in items]
+        groups = list(self._groups(lengths))
+        path = _join(live.backbone.root, (live.backbone.role_table or {})["blocks"])
+        # Items of all lengths, and the last of them by itself, as other batches will be.
+        some = [items[i] for i in [*groups[0][:2], *groups[-1][-2:]]]
+        with self.own_context(), torch.no_grad(), autocast_to(live):
+            batches = self._collate(some), self._collate(some[-1:])
+            rounding = 1e-4 if live.autocast is None else 3e-2
+            halves = _prefix.halve(live.module, path, live.lowest, *batches, rounding)
+            if halves is None:
+                return
+            n_bytes = 0
+            for group in groups:
+                rows = [items[i] for i in group]
+                states = halves.states(self._collate(rows))
+                n_bytes += sum(t.nbytes for state in states for t in state)
+                if n_bytes > _prefix.LIMIT:
+                    self._states.clear()
+                    return
+                self._states.update(zip(map(id, rows), states, strict=True))
+        self._halves = halves
+
     def prepare(self, samples: Sequence) -> list[Item]:
         """Turn samples into items, once per fit or prediction."""
         return self.live.backbone.prepare(samples)
@@ -215,25 +247,38 @@ class AdapterNetwork:
         """
         live = self.live
         lengths = [live.backbone.length(item) for item in items]
-        groups = list(
-            length_batches(lengths, _TOKENS_PER_GROUP[live.device.type != "cpu"])
-        )
+        groups = list(self._groups(lengths))
         features = torch.cat([self._run([items[i] for i in rows]) for rows in groups])
         return features[torch.from_numpy(np.argsort(np.concatenate(groups)))]
 
-    def _run(self, items: Sequence[Item]) -> Tensor:
-        """Features of one group of items."""
+    def _groups(self, lengths: Sequence[int]) -> Iterator[np.ndarray]:
+        """Row numbers that go through together."""
+        return length_batches(
+            lengths, _TOKENS_PER_GROUP[self.live.device.type != "cpu"]
+        )
+
+    def _collate(self, items: Sequence[Item]) -> dict[str, Tensor]:
+        """One batch where the weights are, in their type."""
         live = self.live
         weight_dtype, _ = resolve_precision(self.precision, live.device)
-        batch = {
+        return {
             name: tensor.to(
                 live.device, weight_dtype if tensor.is_floating_point() else None
             )
             for name, tensor in live.backbone.collate(items).items()
         }
+
+    def _run(self, items: Sequence[Item]) -> Tensor:
+        """Features of one group of items, from its known hidden states where there are."""
+        live = self.live
+        batch = self._collate(items)
+        states = [self._states[id(i)] for i in items if id(i) in self._states]
         with autocast_to(live):
-            features = live.module(batch)
-        return features.to(weight_dtype)
+            if self._halves is not None and len(states) == len(items):
+                features = self._halves.resume(batch, states)
+            else:
+                features = live.module(batch)
+        return features.to(resolve_precision(self.precision, live.device)[0])
 
     def features(self, items: Sequence[Item]) -> np.ndarray:
         """Adapted features of shape (n_items, dim) as an array, without gradients."""
@@ -243,7 +288,8 @@ class AdapterNetwork:
 
     def __getstate__(self) -> dict:
         state = self.__dict__.copy()
-        del state["_lock"], state["_live"]
+        for name in ("_lock", "_live", "_halves", "_states"):
+            del state[name]
         state["_stored"] = self.state()
         return {"format": FORMAT, "skpeft": skpeft.__version__, **state}
 
@@ -257,6 +303,7 @@ class AdapterNetwork:
                 f"skpeft>={version}."
             )
         self.__dict__.update(state, _lock=threading.Lock(), _live=None)
+        self._halves, self._states = None, {}
 
     def __deepcopy__(self, memo: dict) -> "AdapterNetwork":
         new = object.__new__(type(self))
@@ -271,13 +318,23 @@ def attach(
     adapter: Adapter,
     layers: Layers,
     generator: torch.Generator,
-) -> None:
-    """Put the layers of an adapter into a network's own module tree, in place."""
-    if adapter.trains_encoder and layers is None:
+) -> int:
+    """Put the layers of an adapter into a network's own module tree, in place.
+
+    Returns the index of the lowest block that is no longer frozen.
+    """
+    if adapter.trains_encoder and (layers is None or isinstance(layers, str)):
         adapter.release(module)
-        return
+        return 0
     table = check_table(backbone, adapter)
-    for block in choose_blocks(module.get_submodule(backbone.root), table, layers):
+    blocks = find_blocks(module.get_submodule(backbone.root), table)
+    if not blocks:
+        raise ValueError(
+            f"The role table says that the blocks are at {table['blocks']!r}, but nothing "
+            "is inside. Give the path of the list of transformer blocks."
+        )
+    indices = layer_indices(layers, len(blocks))
+    for block in (blocks[i] for i in indices):
         if adapter.trains_encoder:
             adapter.release(block)
             continue
@@ -285,6 +342,7 @@ def attach(
         for role, layer in adapter.attach(sites, generator).items():
             parent, _, name = table[role].rpartition(".")
             setattr(block.get_submodule(parent), name, layer)
+    return indices[0]
 
 
 def check_table(backbone: Backbone, adapter: Adapter) -> dict[str, str]:
@@ -322,17 +380,18 @@ def check_table(backbone: Backbone, adapter: Adapter) -> dict[str, str]:
     return table
 
 
-def choose_blocks(
-    root: nn.Module, table: dict[str, str], layers: Layers
-) -> list[nn.Module]:
-    """Transformer blocks that get adapters."""
+def find_blocks(root: nn.Module, table: dict[str, str]) -> list[nn.Module]:
+    """Transformer blocks; a root without a list of them is one block."""
     path = table["blocks"]
-    blocks = list(root.get_submodule(path).children()) if path else [root]
-    return [blocks[i] for i in layer_indices(layers, len(blocks))]
+    return list(root.get_submodule(path).children()) if path else [root]
+
+
+def _join(*paths: str) -> str:
+    return ".".join(path for path in paths if path)
 
 
 def layer_indices(layers: Layers, n_blocks: int) -> list[int]:
-    """Indices of the chosen blocks: all, the last n, or those named.
+    """Indices of the chosen blocks: the upper two thirds, all, the last n, or those named.
 
     Raises
     ------
@@ -341,6 +400,8 @@ def layer_indices(layers: Layers, n_blocks: int) -> list[int]:
     """
     if layers is None:
         return list(range(n_blocks))
+    if isinstance(layers, str):  # "auto"
+        return list(range(n_blocks // 3, n_blocks))
     if isinstance(layers, int | np.integer):
         indices, valid = (
             list(range(n_blocks - int(layers), n_blocks)),
@@ -356,7 +417,7 @@ def layer_indices(layers: Layers, n_blocks: int) -> list[int]:
         raise ValueError(
             f"layers={layers!r} was given, but the encoder has {n_blocks} blocks: a number "
             f"from 1 to {n_blocks} means the last ones, a sequence holds indices from 0 to "
-            f"{n_blocks - 1}, None means all."
+            f"{n_blocks - 1}, None means all, 'auto' the upper two thirds."
         )
     return sorted({int(i) % n_blocks for i in indices})
 
@@ -434,6 +495,10 @@ def resolve_precision(
 
 def autocast_to(live: Live) -> AbstractContextManager:
     """Context in which matrix products run in the reduced type, where one is asked for."""
+    # Without its cache: inside `own_context` that would keep weights as they were cast first.
     return torch.autocast(
-        live.device.type, live.autocast, enabled=live.autocast is not None
+        live.device.type,
+        live.autocast,
+        enabled=live.autocast is not None,
+        cache_enabled=False,
     )

@@ -1,7 +1,6 @@
 """The training loop: plain functions over a network, an objective and rows."""
 
 import math
-import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -24,16 +23,37 @@ _TOKENS_PER_STEP = 4096
 
 @dataclass(frozen=True)
 class Rows:
-    """Prepared rows: items, targets of shape (n,), weights of shape (n,)."""
+    """Prepared rows: items, targets of shape (n,), weights of shape (n,).
+
+    The last `n_hints` are texts about labels: always learned from, never held out.
+    """
 
     items: list[Item]
     targets: np.ndarray
     weights: np.ndarray
+    n_hints: int = 0
+
+    @property
+    def own(self) -> "Rows":
+        """The rows that are no hints."""
+        return self.take(np.arange(len(self.items) - self.n_hints))
 
     def take(self, indices: np.ndarray) -> "Rows":
-        """The rows of these numbers."""
+        """The rows of these numbers, as rows that are no hints."""
         items = [self.items[i] for i in indices]
         return Rows(items, self.targets[indices], self.weights[indices])
+
+    def __add__(self, other: "Rows") -> "Rows":
+        return Rows(
+            [*self.items, *other.items],
+            np.concatenate([self.targets, other.targets]),
+            np.concatenate([self.weights, other.weights]),
+        )
+
+    def with_hints(self, indices: np.ndarray) -> np.ndarray:
+        """These row numbers and those of all hints."""
+        n_rows = len(self.items)
+        return np.concatenate([indices, np.arange(n_rows - self.n_hints, n_rows)])
 
 
 @dataclass(frozen=True)
@@ -86,6 +106,10 @@ class Linear(nn.Module):
         return nn.functional.linear(unit, self.weight, self.bias)
 
 
+class DivergedError(ValueError):
+    """The training loss is no longer finite."""
+
+
 @torch.inference_mode(False)  # under it there are no gradients
 def train(
     network: AdapterNetwork,
@@ -93,12 +117,13 @@ def train(
     objective: Objective,
     settings: Settings,
     random_state: RandomState,
+    history: History,
     validation: Rows | None = None,
-) -> History:
+) -> None:
     """Train the adapters of a network, in place.
 
-    With validation rows and patience the state of the best epoch is kept, else the last.
-    An interrupt from the keyboard ends the training early and keeps what there is.
+    With validation rows and patience the state of the best epoch is kept, else the last;
+    after an interrupt too.
 
     Parameters
     ----------
@@ -112,16 +137,18 @@ def train(
         Length, step size, stopping.
     random_state : RandomState
         Source of batches and dropout.
+    history : History
+        Gets an entry after each epoch.
     validation : Rows or None, default=None
         Rows on which each epoch is scored.
 
     Raises
     ------
-    ValueError
+    DivergedError
         If the loss is no longer finite.
     """
     linear = Linear(network, rows, objective) if objective.needs_predictions else None
-    history, best = History(), Best(settings.patience, settings.tol)
+    best = Best(settings.patience, settings.tol)
     generator = torch.Generator(device=network.live.device)
     generator.manual_seed(int(random_state.randint(2**31 - 1)))
     try:
@@ -147,16 +174,9 @@ def train(
                 )
                 if asked or best.exhausted:
                     break
-    except KeyboardInterrupt:
-        warnings.warn(
-            f"Training was interrupted after {len(history.losses)} of {settings.max_epochs} "
-            "epochs; the best state so far is kept and the head is fitted on it.",
-            UserWarning,
-            stacklevel=2,
-        )
-    if best.state is not None:
-        network.load_state(best.state)
-    return history
+    finally:
+        if best.state is not None:
+            network.load_state(best.state)
 
 
 def epochs(
@@ -187,16 +207,11 @@ def epochs(
             )
         loss = float(torch.stack(losses).mean())
         if not math.isfinite(loss):
-            raise ValueError(
+            raise DivergedError(
                 f"The training loss became {loss}. learning_rate={settings.learning_rate} "
                 "is probably too high for this adapter; give a lower one."
             )
         yield loss
-
-
-def default_epochs(n_rows: int) -> int:
-    """Epochs where the user names none: many for few rows, few for many."""
-    return int(np.clip(round(2500 / n_rows), 3, 20))
 
 
 def default_batch_size(objective: Objective, n_tokens: float) -> int:

@@ -1,5 +1,6 @@
 """The classifier."""
 
+import warnings
 from typing import ClassVar, NamedTuple
 
 import numpy as np
@@ -10,7 +11,7 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import assert_all_finite, column_or_1d
 
 from skpeft._base import BaseAdapterEstimator
-from skpeft._data import check_labels
+from skpeft._data import Data, check_labels, check_texts
 
 
 class ClassTarget(NamedTuple):
@@ -66,10 +67,13 @@ class AdapterClassifier(ClassifierMixin, BaseAdapterEstimator):
     rank : int or None, default=None
         Overrides the capacity of the adapter (rank of LoRA, width of a bottleneck);
         None keeps the adapter's own. Adapters without a capacity refuse it.
-    layers : int, sequence of int or None, default=None
-        Transformer blocks that get adapters: the last n, those of the indices, or all.
+    layers : "auto", int, sequence of int or None, default="auto"
+        Transformer blocks that get adapters: the upper two thirds, the last n, those of
+        the indices, or all. What lies below is computed once in a fit. With "auto",
+        ``adapter="full"`` trains all blocks and the embeddings.
     objective : {"auto", "contrastive", "cross_entropy"} or Objective, default="auto"
-        What adapters are trained for; "auto" is "contrastive".
+        What adapters are trained for; "auto" is "contrastive", and for pairs of texts
+        "cross_entropy".
     head : classifier or None, default=None
         Fitted on adapted features at the end. None: a logistic regression whose penalty
         is fixed relative to the scale of the features.
@@ -79,11 +83,19 @@ class AdapterClassifier(ClassifierMixin, BaseAdapterEstimator):
         Rows of a training step. None: the objective's own, 128 for
         "contrastive" and 32 for "cross_entropy", fewer (down to 16) for long texts.
     learning_rate : float or None, default=None
-        Peak learning rate of AdamW [1]_. None: the adapter's own.
+        Peak learning rate of AdamW [1]_. None: the adapter's own times the `pace` of the
+        objective, which is above 1 where there are few steps.
     weight_decay : float, default=0.01
         Decoupled weight decay of the trained weights.
     warmup_fraction : float, default=0.1
         Fraction of the steps in which the learning rate rises; then it falls to 0.
+    shrinkage : "auto" or float in [0, 1], default="auto"
+        How far the trained adapters are drawn back to the frozen encoder: 0 leaves them
+        as trained, 1 undoes them. "auto": as far as rows say that the adapters have not
+        seen, which is near 0 where adapters help. These are the validation rows or,
+        without any, one half of the rows, for a second fit on the other half. From them
+        the default classification head gets the temperature of its probabilities too. A
+        `head` of yours gets the adapters as trained.
     early_stopping : bool or "auto", default="auto"
         Whether to stop when the score on validation rows no longer rises, and to keep
         the best state. "auto": if `X_val` is given. True without `X_val` splits off
@@ -96,6 +108,9 @@ class AdapterClassifier(ClassifierMixin, BaseAdapterEstimator):
         Smallest gain of the validation score that counts.
     class_weight : dict, "balanced" or None, default=None
         Weights of the classes, for adapters and head.
+    label_texts : dict of label to str or list of str, or None, default=None
+        What labels mean, in words, such as ``{"joy": "the writer feels joy"}``: each
+        text is learned from as one more row of its class. Helps with few rows.
     warm_start : bool, default=False
         Whether fit goes on from the adapters of the last fit.
     random_state : int, RandomState or None, default=None
@@ -124,6 +139,10 @@ class AdapterClassifier(ClassifierMixin, BaseAdapterEstimator):
     validation_scores_ : list of float
         Validation score of each epoch; empty without validation rows. Accuracy of the
         nearest class mean for "contrastive", negative loss for "cross_entropy".
+    shrinkage_ : float
+        How far the adapters were drawn back to the frozen encoder, in [0, 1].
+    temperature_ : float
+        What the logits of the default head were divided by; 1 for another head.
     n_trainable_params_ : int
         Trained weights in the encoder and its adapters, the head not counted.
     n_frozen_params_ : int
@@ -155,6 +174,7 @@ class AdapterClassifier(ClassifierMixin, BaseAdapterEstimator):
     _parameter_constraints: ClassVar[dict] = {
         **BaseAdapterEstimator._parameter_constraints,
         "class_weight": [dict, str, None],
+        "label_texts": [dict, None],
     }
 
     def __init__(
@@ -163,7 +183,7 @@ class AdapterClassifier(ClassifierMixin, BaseAdapterEstimator):
         *,
         adapter="lora",
         rank=None,
-        layers=None,
+        layers="auto",
         objective="auto",
         head=None,
         max_epochs=None,
@@ -171,11 +191,13 @@ class AdapterClassifier(ClassifierMixin, BaseAdapterEstimator):
         learning_rate=None,
         weight_decay=0.01,
         warmup_fraction=0.1,
+        shrinkage="auto",
         early_stopping="auto",
         validation_fraction=0.1,
         n_iter_no_change=5,
         tol=1e-4,
         class_weight=None,
+        label_texts=None,
         warm_start=False,
         random_state=None,
         verbose=0,
@@ -194,11 +216,13 @@ class AdapterClassifier(ClassifierMixin, BaseAdapterEstimator):
         self.learning_rate = learning_rate
         self.weight_decay = weight_decay
         self.warmup_fraction = warmup_fraction
+        self.shrinkage = shrinkage
         self.early_stopping = early_stopping
         self.validation_fraction = validation_fraction
         self.n_iter_no_change = n_iter_no_change
         self.tol = tol
         self.class_weight = class_weight
+        self.label_texts = label_texts
         self.warm_start = warm_start
         self.random_state = random_state
         self.verbose = verbose
@@ -237,6 +261,49 @@ class AdapterClassifier(ClassifierMixin, BaseAdapterEstimator):
                 "must be finite, at least 0, and not all 0."
             )
         return found
+
+    def _with_hints(self, data, target):
+        if not self.label_texts:
+            return data
+        if not isinstance(data.samples[0], str):
+            raise ValueError(
+                "label_texts was given, but X does not hold single texts; texts about "
+                "labels can only stand beside such. Leave label_texts=None."
+            )
+        classes, texts, labels, absent = target.classes.tolist(), [], [], []
+        for label, given in self.label_texts.items():
+            given = [given] if isinstance(given, str) else given
+            if not isinstance(given, list | tuple) or not all(
+                isinstance(text, str) for text in given
+            ):
+                raise ValueError(
+                    f"label_texts={{{label!r}: {given!r}}} was given; expected is a str or "
+                    "a list of str for each label."
+                )
+            if label not in classes:
+                absent.append(label)
+                continue
+            texts += given
+            labels += [label] * len(given)
+        if len(absent) == len(self.label_texts):
+            raise ValueError(
+                f"label_texts has the keys {absent}; expected are labels in y, such as "
+                f"{classes[:10]}."
+            )
+        if absent:
+            warnings.warn(
+                f"label_texts speaks of {absent}, which no row has; these are left out.",
+                UserWarning,
+                stacklevel=3,
+            )
+        if not texts:
+            return data
+        texts = check_texts(texts)
+        weights = data.weights
+        if weights is not None:
+            weights = np.append(weights, np.full(len(texts), weights.mean()))
+        y = np.append(data.y, np.asarray(labels, dtype=target.classes.dtype))
+        return Data([*data.samples, *texts], y, weights, len(texts))
 
     def _total_weights(self, data, target):
         if target.class_weights is None:

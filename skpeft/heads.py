@@ -144,3 +144,20 @@ def fit_head(
     if not weighted:
         return clone(head).fit(features, y)
     return clone(head).fit(features, y, **{weight_argument(head): weights})
+
+
+def logits(head: LogisticRegression, features: np.ndarray) -> np.ndarray:
+    """Logarithms of the odds of each class, of shape (n_samples, n_classes)."""
+    scores = head.decision_function(features)
+    return np.stack([-scores / 2, scores / 2], axis=1) if scores.ndim == 1 else scores
+
+
+def temper(head: LogisticRegression, temperature: float) -> None:
+    """Divide the logits of a fitted head by a temperature, in place [1]_.
+
+    References
+    ----------
+    .. [1] Guo et al. (2017). On Calibration of Modern Neural Networks. ICML.
+    """
+    head.coef_ = head.coef_ / temperature
+    head.intercept_ = head.intercept_ / temperature

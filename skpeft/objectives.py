@@ -5,6 +5,7 @@
 
 from typing import ClassVar
 
+import numpy as np
 import torch
 from sklearn.base import BaseEstimator, clone
 from torch import Tensor, nn
@@ -47,6 +48,14 @@ class Objective(BaseEstimator):
         """
         raise NotImplementedError
 
+    def default_epochs(self, n_rows: int) -> int:
+        """Epochs where the user names none: many for few rows, few for many."""
+        return int(np.clip(round(2500 / n_rows), 3, 20))
+
+    def pace(self, n_steps: int) -> float:
+        """Factor on the adapter's own learning rate where the user names none."""
+        return 1.0
+
     def validate(self) -> None:
         """Check the parameters; raises `ValueError` naming the one that is wrong."""
         validate_spec(self)
@@ -63,8 +72,10 @@ class Contrastive(Objective):
 
     Parameters
     ----------
-    temperature : float, default=0.1
+    temperature : float or None, default=None
         The :math:`t` above, above 0. Lower separates near rows of other classes harder.
+        None: 0.2 for up to six classes in a batch and less for more,
+        :math:`0.2 (6 / n)^{1/2}` for :math:`n` classes.
 
     References
     ----------
@@ -83,18 +94,29 @@ class Contrastive(Objective):
     balanced_batches = True
     default_batch_size = 128  # every row of it is compared with every other
     _parameter_constraints = {
-        "temperature": [Interval(Real, 0, None, closed="neither")]
+        "temperature": [Interval(Real, 0, None, closed="neither"), None]
     }
 
-    def __init__(self, temperature: float = 0.1) -> None:
+    def __init__(self, temperature: float | None = None) -> None:
         self.temperature = temperature
+
+    def default_epochs(self, n_rows: int) -> int:
+        """Epochs where the user names none: six, fewer for many rows."""
+        return int(np.clip(round(1500 / n_rows), 3, 6))
+
+    def pace(self, n_steps: int) -> float:
+        """Few large steps do as well as many small ones: 4 for six steps, 1 for many."""
+        return float(np.clip(4.0 * (6 / n_steps) ** 0.5, 1.0, 4.0))
 
     def value(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Loss of each row, of shape (batch,)."""
         unit = nn.functional.normalize(outputs, dim=1)
         itself = torch.eye(len(unit), dtype=torch.bool, device=unit.device)
         lowest = torch.finfo(unit.dtype).min  # finite, for a batch of a single row
-        similarity = (unit @ unit.T / self.temperature).masked_fill(itself, lowest)
+        temperature = self.temperature
+        if temperature is None:
+            temperature = 0.2 * min(1.0, (6 / len(targets.unique())) ** 0.5)
+        similarity = (unit @ unit.T / temperature).masked_fill(itself, lowest)
         log_share = similarity - similarity.logsumexp(dim=1, keepdim=True)
         positive = (targets[:, None] == targets[None, :]) & ~itself
         total = torch.where(positive, -log_share, 0.0).sum(dim=1)
@@ -187,7 +209,13 @@ OBJECTIVES = {
     "squared_error": SquaredError,
     "huber": Huber,
 }
-_AUTO = {"classification": "contrastive", "regression": "squared_error"}
+# By task, and whether samples are pairs of texts.
+_AUTO = {
+    ("classification", False): "contrastive",
+    ("classification", True): "cross_entropy",
+    ("regression", False): "squared_error",
+    ("regression", True): "squared_error",
+}
 
 __all__ = [
     "OBJECTIVES",
@@ -200,7 +228,9 @@ __all__ = [
 ]
 
 
-def resolve_objective(objective: str | Objective, task: str) -> Objective:
+def resolve_objective(
+    objective: str | Objective, task: str, *, pairs: bool = False
+) -> Objective:
     """Turn the estimators' `objective` into a spec of their own.
 
     Parameters
@@ -209,6 +239,9 @@ def resolve_objective(objective: str | Objective, task: str) -> Objective:
         "auto", a name in `OBJECTIVES`, or a spec.
     task : {"classification", "regression"}
         What the estimator does.
+    pairs : bool, default=False
+        Whether samples are pairs of texts. Classes of these lie in how two texts relate,
+        and "auto" does not draw the texts of a class together then.
 
     Returns
     -------
@@ -230,7 +263,7 @@ def resolve_objective(objective: str | Objective, task: str) -> Objective:
     """
     fitting = [name for name, kind in OBJECTIVES.items() if kind.task == task]
     if isinstance(objective, str):
-        name = _AUTO[task] if objective == "auto" else objective
+        name = _AUTO[task, pairs] if objective == "auto" else objective
         if name not in fitting:
             raise ValueError(one_of(name, ["auto", *fitting], f"objective for {task}"))
         return OBJECTIVES[name]()

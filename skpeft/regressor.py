@@ -44,8 +44,10 @@ class AdapterRegressor(RegressorMixin, BaseAdapterEstimator):
     rank : int or None, default=None
         Overrides the capacity of the adapter (rank of LoRA, width of a bottleneck);
         None keeps the adapter's own. Adapters without a capacity refuse it.
-    layers : int, sequence of int or None, default=None
-        Transformer blocks that get adapters: the last n, those of the indices, or all.
+    layers : "auto", int, sequence of int or None, default="auto"
+        Transformer blocks that get adapters: the upper two thirds, the last n, those of
+        the indices, or all. What lies below is computed once in a fit. With "auto",
+        ``adapter="full"`` trains all blocks and the embeddings.
     objective : {"auto", "squared_error", "huber"} or Objective, default="auto"
         What adapters are trained for; "auto" is "squared_error".
     head : regressor or None, default=None
@@ -56,11 +58,19 @@ class AdapterRegressor(RegressorMixin, BaseAdapterEstimator):
     batch_size : int or None, default=None
         Rows of a training step. None: 32, fewer (down to 16) for long texts.
     learning_rate : float or None, default=None
-        Peak learning rate of AdamW [1]_. None: the adapter's own.
+        Peak learning rate of AdamW [1]_. None: the adapter's own times the `pace` of the
+        objective, which is above 1 where there are few steps.
     weight_decay : float, default=0.01
         Decoupled weight decay of the trained weights.
     warmup_fraction : float, default=0.1
         Fraction of the steps in which the learning rate rises; then it falls to 0.
+    shrinkage : "auto" or float in [0, 1], default="auto"
+        How far the trained adapters are drawn back to the frozen encoder: 0 leaves them
+        as trained, 1 undoes them. "auto": as far as rows say that the adapters have not
+        seen, which is near 0 where adapters help. These are the validation rows or,
+        without any, one half of the rows, for a second fit on the other half. From them
+        the default classification head gets the temperature of its probabilities too. A
+        `head` of yours gets the adapters as trained.
     early_stopping : bool or "auto", default="auto"
         Whether to stop when the score on validation rows no longer rises, and to keep
         the best state. "auto": if `X_val` is given. True without `X_val` splits off
@@ -96,6 +106,8 @@ class AdapterRegressor(RegressorMixin, BaseAdapterEstimator):
         Mean training loss of each epoch.
     validation_scores_ : list of float
         Validation score of each epoch, the negative loss; empty without validation rows.
+    shrinkage_ : float
+        How far the adapters were drawn back to the frozen encoder, in [0, 1].
     n_trainable_params_ : int
         Trained weights in the encoder and its adapters, the head not counted.
     n_frozen_params_ : int
@@ -131,7 +143,7 @@ class AdapterRegressor(RegressorMixin, BaseAdapterEstimator):
         *,
         adapter="lora",
         rank=None,
-        layers=None,
+        layers="auto",
         objective="auto",
         head=None,
         max_epochs=None,
@@ -139,6 +151,7 @@ class AdapterRegressor(RegressorMixin, BaseAdapterEstimator):
         learning_rate=None,
         weight_decay=0.01,
         warmup_fraction=0.1,
+        shrinkage="auto",
         early_stopping="auto",
         validation_fraction=0.1,
         n_iter_no_change=5,
@@ -161,6 +174,7 @@ class AdapterRegressor(RegressorMixin, BaseAdapterEstimator):
         self.learning_rate = learning_rate
         self.weight_decay = weight_decay
         self.warmup_fraction = warmup_fraction
+        self.shrinkage = shrinkage
         self.early_stopping = early_stopping
         self.validation_fraction = validation_fraction
         self.n_iter_no_change = n_iter_no_change

@@ -136,7 +136,7 @@ def test_pairs_are_read_in_their_order():
 def test_n_params_follow_the_formula_and_add_up():
     blocks, width = 2, 32
     plain = fitted(adapter=None)
-    lora = fitted(adapter=LoRA(rank=3))
+    lora = fitted(adapter=LoRA(rank=3), layers=None)
     full = fitted(adapter="full")
     assert lora.n_trainable_params_ == blocks * LoRA(3).count(
         {"query": (width, width), "value": (width, width)}
@@ -167,7 +167,7 @@ def test_rank_for_adapter_without_capacity_is_refused(adapter):
 
 @pytest.mark.parametrize("layers", [1, [1], [-1], (1, 1)])
 def test_layers_name_the_blocks_that_get_adapters(layers):
-    every, chosen = fitted(), fitted(layers=layers)
+    every, chosen = fitted(layers=None), fitted(layers=layers)
     assert 2 * chosen.n_trainable_params_ == every.n_trainable_params_
     assert all("blocks.1." in name for name in chosen._network.trainable())
 
@@ -331,6 +331,7 @@ def test_early_stopping_with_x_val_stops_without_gain_after_patience():
 @pytest.mark.parametrize("early_stopping", [True, "auto"])
 def test_early_stopping_with_x_val_keeps_the_best_state(early_stopping):
     clf = make(
+        shrinkage=0.0,
         max_epochs=12,
         learning_rate=0.3,
         n_iter_no_change=12,
@@ -343,10 +344,16 @@ def test_early_stopping_with_x_val_keeps_the_best_state(early_stopping):
 
 
 def test_early_stopping_off_with_x_val_scores_every_epoch_and_keeps_the_last():
-    clf = make(early_stopping=False, n_iter_no_change=1, tol=1e6, learning_rate=0.3)
+    clf = make(
+        shrinkage=0.0,
+        early_stopping=False,
+        n_iter_no_change=1,
+        tol=1e6,
+        learning_rate=0.3,
+    )
     clf.fit(TEXTS, LABELS, X_val=NEW_TEXTS, y_val=NEW_LABELS)
     assert clf.n_epochs_ == len(clf.validation_scores_) == 4
-    assert same_model(clf, fitted(learning_rate=0.3))
+    assert same_model(clf, fitted(shrinkage=0.0, learning_rate=0.3))
 
 
 def test_early_stopping_auto_without_x_val_looks_at_nothing():
@@ -443,15 +450,18 @@ def interrupt_after(n_epochs):
 
 
 def test_interrupt_in_callback_keeps_what_there_is_and_warns():
-    clf = make(callback=interrupt_after(2))
+    clf = make(shrinkage=0.0, callback=interrupt_after(2))
     with pytest.warns(UserWarning, match="interrupted after 2 of 4 epochs"):
         clf.fit(TEXTS, LABELS)
     assert clf.n_epochs_ == len(clf.loss_curve_) == 2
-    assert same_model(clf, fitted(callback=lambda record: record["epoch"] == 2))
+    assert same_model(
+        clf, fitted(shrinkage=0.0, callback=lambda record: record["epoch"] == 2)
+    )
 
 
 def test_interrupt_in_callback_with_x_val_keeps_the_best_state():
     clf = make(
+        shrinkage=0.0,
         max_epochs=12,
         learning_rate=0.3,
         n_iter_no_change=12,
@@ -499,7 +509,7 @@ def test_error_in_callback_comes_through_and_leaves_nothing_fitted():
 
 
 def test_warm_start_goes_on_from_the_last_fit():
-    clf = fitted(warm_start=True, learning_rate=0.01, max_epochs=10)
+    clf = fitted(warm_start=True, learning_rate=0.01, max_epochs=10, shrinkage=0.0)
     before, losses = clf.transform(TEXTS), list(clf.loss_curve_)
     clf.set_params(learning_rate=1e-12, max_epochs=2).fit(TEXTS, LABELS)
     np.testing.assert_allclose(clf.transform(TEXTS), before, atol=1e-5)
@@ -905,3 +915,72 @@ def test_fit_inside_contexts_of_torch_gives_the_same(adapter):
         with context:
             found = make(adapter=adapter).fit(TEXTS, LABELS).predict_proba(TEXTS)
         np.testing.assert_array_equal(found, expected)
+
+
+# Texts about labels -------------------------------------------------------------------
+
+
+def test_label_texts_equal_further_rows():
+    hints = {"+": ["good", "very good"], "-": "bad"}
+    told = make(label_texts=hints, shrinkage=0.0).fit(TEXTS, LABELS)
+    added = make(shrinkage=0.0).fit(
+        [*TEXTS, "good", "very good", "bad"], [*LABELS, "+", "+", "-"]
+    )
+    assert same_model(told, added)
+
+
+@pytest.mark.parametrize("labels", [[0, 1], [False, True], ["no", "a longer label"]])
+def test_label_texts_take_labels_of_any_type(labels):
+    y = np.array(labels)[(LABELS == "+").astype(int)]
+    clf = make(label_texts={y[1]: "bad", y[0]: "good"}).fit(TEXTS, y)
+    assert clf.predict(["good film"]).tolist() == [y[0]]
+
+
+def test_label_texts_are_never_held_out():
+    hints = {"+": ["good"] * 30, "-": ["bad"] * 30}
+    clf = make(label_texts=hints, early_stopping=True, validation_fraction=0.5)
+    assert clf.fit(TEXTS[:8], LABELS[:8]).score(TEXTS, LABELS) == 1.0
+
+
+def test_label_texts_of_labels_without_rows_are_left_out_with_a_warning():
+    clf = make(label_texts={"+": "good", "?": "who knows"})
+    with pytest.warns(UserWarning, match=r"speaks of \['\?'\]"):
+        clf.fit(TEXTS, LABELS)
+    assert clf.classes_.tolist() == ["+", "-"]
+
+
+@pytest.mark.parametrize(
+    ("hints", "X", "message"),
+    [
+        ({"?": "who knows"}, TEXTS, r"has the keys \['\?'\].*labels in y"),
+        ({"+": None}, TEXTS, "a str or a list of str"),
+        ({"+": ["good", 5]}, TEXTS, "a str or a list of str"),
+        ({"+": "good"}, PAIRS, "does not hold single texts"),
+    ],
+    ids=str,
+)
+def test_label_texts_that_cannot_be_are_refused(hints, X, message):
+    with pytest.raises(ValueError, match=message):
+        make(label_texts=hints).fit(X, LABELS)
+
+
+@pytest.mark.parametrize("objective", ["contrastive", "cross_entropy"])
+def test_early_stopping_never_splits_off_a_whole_class(objective):
+    texts = [f"{text} {i}" for i in range(2) for text in TEXTS]
+    y = [0] * 2 + [1] * 15 + [2] * 15
+    clf = make(early_stopping=True, validation_fraction=0.8, objective=objective)
+    assert clf.fit(texts, y).classes_.tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize("objective", ["contrastive", "cross_entropy"])
+@pytest.mark.parametrize("scale", [1e-50, 1e4, 1e50])
+def test_fit_does_not_depend_on_the_scale_of_weights(objective, scale):
+    weights = np.linspace(1, 2, len(TEXTS))
+    plain, scaled = (
+        make(objective=objective).fit(TEXTS, LABELS, sample_weight=w)
+        for w in (weights, scale * weights)
+    )
+    np.testing.assert_allclose(scaled.loss_curve_, plain.loss_curve_, rtol=1e-5)
+    np.testing.assert_allclose(
+        scaled.predict_proba(TEXTS), plain.predict_proba(TEXTS), atol=1e-4
+    )

@@ -53,7 +53,7 @@ def test_shared_parameters_of_the_estimators_are_documented_alike():
     differ = {"objective", "head", "batch_size", "early_stopping", "random_state"}
     for name in first.keys() & second.keys() - differ:
         assert first[name] == second[name], name
-    assert first.keys() - second.keys() == {"class_weight"}
+    assert first.keys() - second.keys() == {"class_weight", "label_texts"}
     assert second.keys() <= first.keys()
 
 

@@ -27,9 +27,10 @@ LAYERS = [
     {"_cloning"},
     {"objectives", "heads"},
     {"adapters", "encoders"},
-    {"_data"},
+    {"_data", "_prefix"},
     {"_network"},
     {"_training"},
+    {"_shrinkage"},
     {"_base"},
     {"classifier", "regressor", "scores", "testing"},
 ]

@@ -193,6 +193,31 @@ def test_resolve_objective_auto_chooses_by_task(task, kind):
     assert type(resolve_objective("auto", task)) is kind
 
 
+def test_resolve_objective_auto_for_pairs_of_texts_does_not_contrast_them():
+    assert type(resolve_objective("auto", "classification", pairs=True)) is CrossEntropy
+    assert type(resolve_objective("auto", "regression", pairs=True)) is SquaredError
+
+
+@pytest.mark.parametrize("n_classes", [2, 6, 24])
+def test_contrastive_is_sharper_for_many_classes(n_classes):
+    features = torch.randn(48, 5, generator=torch.Generator().manual_seed(0))
+    targets = torch.arange(48) % n_classes
+    fixed = Contrastive({2: 0.2, 6: 0.2, 24: 0.1}[n_classes])
+    torch.testing.assert_close(
+        Contrastive().value(features, targets), fixed.value(features, targets)
+    )
+
+
+@pytest.mark.parametrize("kind", OBJECTIVES.values())
+def test_default_length_and_pace_are_bounded_and_fall_with_the_rows(kind):
+    epochs = [kind().default_epochs(n) for n in (2, 50, 500, 50_000)]
+    assert epochs == sorted(epochs, reverse=True)
+    assert epochs[-1] >= 3
+    paces = [kind().pace(n) for n in (1, 6, 50, 5000)]
+    assert paces == sorted(paces, reverse=True)
+    assert (paces[-1], max(paces) <= 4) == (1.0, True)
+
+
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_resolve_objective_by_name_gives_its_class(name):
     kind = OBJECTIVES[name]

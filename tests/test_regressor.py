@@ -191,10 +191,11 @@ def test_early_stopping_with_x_val_stops_without_gain_after_patience():
 def test_early_stopping_with_x_val_keeps_the_best_state():
     validation = {"X_val": NEW_TEXTS, "y_val": -NEW_Y}  # training makes it worse
     parameters = {"max_epochs": 10, "learning_rate": 0.05, "n_iter_no_change": 10}
-    reg = make(**parameters).fit(TEXTS, Y, **validation)
+    reg = make(shrinkage=0.0, **parameters).fit(TEXTS, Y, **validation)
     best = int(np.argmax(reg.validation_scores_)) + 1
     assert best < reg.n_epochs_ == 10, "the case must be one where the last is not best"
-    stopped = make(callback=lambda record: record["epoch"] == best, **parameters)
+    parameters["callback"] = lambda record: record["epoch"] == best
+    stopped = make(shrinkage=0.0, **parameters)
     assert same_model(reg, stopped.fit(TEXTS, Y, **validation))
 
 
@@ -228,10 +229,12 @@ def test_interrupt_in_callback_keeps_what_there_is_and_warns():
         if record["epoch"] == 2:
             raise KeyboardInterrupt
 
-    reg = make(callback=callback)
+    reg = make(shrinkage=0.0, callback=callback)
     with pytest.warns(UserWarning, match="interrupted after 2 of 4 epochs"):
         reg.fit(TEXTS, Y)
-    assert same_model(reg, fitted(callback=lambda record: record["epoch"] == 2))
+    assert same_model(
+        reg, fitted(shrinkage=0.0, callback=lambda record: record["epoch"] == 2)
+    )
 
 
 class InterruptedHead(RegressorMixin, BaseEstimator):
@@ -251,7 +254,7 @@ def test_interrupt_in_the_fit_of_the_head_leaves_nothing_fitted():
 
 
 def test_warm_start_goes_on_from_the_last_fit():
-    reg = fitted(warm_start=True, learning_rate=0.01, max_epochs=10)
+    reg = fitted(warm_start=True, learning_rate=0.01, max_epochs=10, shrinkage=0.0)
     before, losses = reg.transform(TEXTS), list(reg.loss_curve_)
     reg.set_params(learning_rate=1e-12, max_epochs=2).fit(TEXTS, Y)
     np.testing.assert_allclose(reg.transform(TEXTS), before, atol=1e-5)

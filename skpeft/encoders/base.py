@@ -98,7 +98,11 @@ class Backbone:
         raise NotImplementedError
 
     def collate(self, items: Sequence[Item]) -> dict[str, Tensor]:
-        """Make one batch on the CPU, padded, with its attention mask."""
+        """Make one batch on the CPU, padded.
+
+        The mask of real tokens, if there is padding, has a name that ends in
+        "attention_mask"; an item of several sequences has one for each, in their order.
+        """
         raise NotImplementedError
 
     def length(self, item: Item) -> int:

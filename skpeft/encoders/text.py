@@ -64,10 +64,11 @@ class TextEncoder(ByReference, Encoder):
         Put before every text. None: the model's own default prompt, mostly none.
     pair : {"bi", "cross"}, default="bi"
         How a sample of two texts is read. "bi": each text by itself, as the embeddings
-        :math:`u` and :math:`v` of width :math:`d`; the features are :math:`u`,
-        :math:`v`, :math:`|u - v|` and :math:`d^{1/2} u v`, four times as many as for a
-        single text [1]_. "cross": both as one sequence, as in pretraining on sentence
-        pairs.
+        :math:`u` and :math:`v` of width :math:`d`; the :math:`4 d + 1` features are
+        :math:`u`, :math:`v`, :math:`|u - v|` and :math:`d^{1/2} u v` [1]_, and ten times
+        the cosine of :math:`u` and :math:`v`, which a head can so weigh without
+        overcoming its penalty. "cross": both as one sequence, as in pretraining on
+        sentence pairs.
     revision : str or None, default=None
         Branch, tag or commit on the hub.
     trust_remote_code : bool, default=False
@@ -274,7 +275,7 @@ class TextModule(nn.Module):
         self.prompt_length = 0
 
     def forward(self, batch: dict[str, Tensor]) -> Tensor:
-        """Map a batch to features of shape (batch, dim), or (batch, 4 * dim) for two texts."""
+        """Map a batch to features (batch, dim), or (batch, 4 * dim + 1) for two texts."""
         second = {
             name.removeprefix(_SECOND): tensor
             for name, tensor in batch.items()
@@ -286,7 +287,8 @@ class TextModule(nn.Module):
         v = self.embed(second)
         # The root makes the products as large as the entries, if these have length one.
         product = u * v * u.shape[1] ** 0.5
-        return torch.cat([u, v, (u - v).abs(), product], dim=1)
+        cosine = nn.functional.cosine_similarity(u, v, dim=1).unsqueeze(1)
+        return torch.cat([u, v, (u - v).abs(), product, 10.0 * cosine], dim=1)
 
     def embed(self, batch: dict[str, Tensor]) -> Tensor:
         """Map token ids of single sequences to embeddings of shape (batch, dim)."""

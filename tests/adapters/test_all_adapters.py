@@ -13,8 +13,9 @@ import pytest
 import torch
 from numpy.random import RandomState
 
+from skpeft import AdapterClassifier
 from skpeft._network import AdapterNetwork, layer_indices
-from skpeft._training import Rows, Settings, train
+from skpeft._training import History, Rows, Settings, train
 from skpeft.adapters import ADAPTERS, ROLES, Bottleneck, FullFineTuning, LoRA
 from skpeft.encoders import ArrayEncoder, TextEncoder, TinyTextEncoder
 from skpeft.objectives import Contrastive
@@ -95,7 +96,9 @@ def fit(network, n_epochs=3, learning_rate=None):
         callback=None,
     )
     rows = Rows(items_of(network), CLASSES, np.ones(len(CLASSES)))
-    return train(network, rows, Contrastive(0.5), settings, RandomState(0))
+    history = History()
+    train(network, rows, Contrastive(0.5), settings, RandomState(0), history)
+    return history
 
 
 def digest(tensors):
@@ -262,3 +265,26 @@ def test_layers_choose_the_blocks_that_are_trained(encoder, method, layers, expe
 def test_layers_out_of_range_are_refused(layers):
     with pytest.raises(ValueError, match=r"layers=.* 3 blocks"):
         layer_indices(layers, 3)
+
+
+@pytest.mark.parametrize("adapter", [LoRA(4), Bottleneck(4), "full"], ids=str)
+def test_training_in_bfloat16_follows_that_in_float32(adapter):
+    texts = [
+        f"{word} {thing}" for thing in ["film", "book", "tea", "car"] for word in "ab"
+    ]
+    losses = [
+        AdapterClassifier(
+            "tiny",
+            adapter=adapter,
+            precision=precision,
+            learning_rate=5e-3,
+            shrinkage=0.0,
+            random_state=0,
+        )
+        .fit(texts, list("ab") * 4)
+        .loss_curve_
+        for precision in ("float32", "bfloat16")
+    ]
+    fall = losses[0][0] - losses[0][-1]
+    assert fall > 0.05
+    np.testing.assert_allclose(losses[1], losses[0], atol=0.1 * fall)

@@ -138,7 +138,8 @@ def test_unknown_family_works_without_adapter_and_in_full(plain_folder):
 
 def test_role_table_given_makes_an_unknown_family_work(plain_folder):
     encoder = TextEncoder(str(plain_folder("electra")), role_table=ELECTRA)
-    clf = AdapterClassifier(encoder, adapter=LoRA(2, roles=ROLES), random_state=0)
+    adapter = LoRA(2, roles=ROLES)
+    clf = AdapterClassifier(encoder, adapter=adapter, layers=None, random_state=0)
     clf.fit(models.TEXTS, LABELS)
     assert clf.n_trainable_params_ == 3 * 2 * (4 * 64 + 2 * 80)
     module = clf._network.live.module

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from sklearn.base import clone
+from sklearn.metrics.pairwise import cosine_similarity
 from transformers.utils import logging
 
 from skpeft import AdapterClassifier, clear_cache
@@ -183,7 +184,10 @@ def test_pairs_read_by_themselves_compare_their_embeddings(plain_folder, family)
     folder = plain_folder(family)
     first, second = zip(*models.PAIRS, strict=True)
     u, v = (models.load(folder).encode(list(texts)) for texts in (first, second))
-    expected = np.hstack([u, v, np.abs(u - v), np.sqrt(u.shape[1]) * u * v])
+    cosine = np.diag(cosine_similarity(u, v))[:, None]
+    expected = np.hstack(
+        [u, v, np.abs(u - v), np.sqrt(u.shape[1]) * u * v, 10 * cosine]
+    )
     assert_same(embed(TextEncoder(str(folder)), models.PAIRS, 2), expected)
 
 

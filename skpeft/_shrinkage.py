@@ -1,0 +1,199 @@
+"""How far to trust adapters, and how sure to be, by rows that they have not seen.
+
+The adapted network lies on a line from the frozen one, at strength 0, to the trained one,
+at strength 1. The strength becomes the weight of the trained network against the frozen
+one on held-out rows: shrinkage rather than a switch, since with few rows their losses are
+noisy. A temperature for the head's probabilities comes from the same rows.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import NamedTuple
+
+import numpy as np
+from numpy.random import RandomState
+from scipy.special import log_softmax
+
+from skpeft._network import AdapterNetwork
+from skpeft._training import History, Rows, Settings, train
+from skpeft.objectives import Objective
+
+# Weights of the frozen and of the trained network before any evidence. Adapters help on
+# most sets, and the evidence comes from half of the rows: they get the benefit of the doubt.
+_PRIOR = np.array([1.0, 8.0])
+# Standard deviation that the logarithm of the temperature has before any evidence.
+_LOG_TEMPERATURE_SD = 0.2
+_LOG_TEMPERATURES = np.linspace(-1.5, 2.0, 141)
+
+State = dict[str, np.ndarray]
+Indices = np.ndarray
+#: Fits a head on features, given frozen features and rows too; its outputs for others.
+OutputsOf = Callable[[np.ndarray, np.ndarray, Rows, np.ndarray], np.ndarray]
+
+
+class HeldOut(NamedTuple):
+    """Outputs of heads on rows they have not seen.
+
+    Shapes: outputs (2, n_rows, n_outputs), of the frozen and of the trained network;
+    targets and weights (n_rows,).
+    """
+
+    outputs: np.ndarray
+    targets: np.ndarray
+    weights: np.ndarray
+
+
+class Verdict(NamedTuple):
+    """Strength of the adapters in [0, 1], and temperature of the head."""
+
+    strength: float
+    temperature: float
+
+
+def between(frozen: State, trained: State, strength: float) -> State:
+    """State on the line from the frozen network to the trained one."""
+    if strength in (0.0, 1.0):
+        return trained if strength else frozen
+    return {
+        name: (1 - strength) * frozen[name] + strength * tensor
+        for name, tensor in trained.items()
+    }
+
+
+def held_out(
+    features: tuple[np.ndarray, np.ndarray],
+    fitted: Indices,
+    unseen: Indices,
+    rows: Rows,
+    outputs_of: OutputsOf,
+) -> HeldOut:
+    """Outputs on unseen rows of heads on frozen and on adapted features.
+
+    Parameters
+    ----------
+    features : tuple of two ndarray of shape (n_rows, dim)
+        Of all rows, from the frozen and from the trained network.
+    fitted, unseen : ndarray of int
+        Numbers of the rows that adapters and heads are fitted on, and of those they are
+        asked about.
+    rows : Rows
+        All rows.
+    outputs_of : callable
+        Fits a head and gives its outputs.
+    """
+    frozen, part, left = features[0][fitted], rows.take(fitted), rows.take(unseen)
+    outputs = [outputs_of(x[fitted], frozen, part, x[unseen]) for x in features]
+    return HeldOut(np.stack(outputs), left.targets, left.weights)
+
+
+def fit_half(
+    network: AdapterNetwork,
+    start: State,
+    frozen: np.ndarray,
+    rows: Rows,
+    objective: Objective,
+    settings: Settings,
+    random_state: RandomState,
+    outputs_of: OutputsOf,
+) -> HeldOut | None:
+    """Outputs on half of the rows from adapters and heads fitted on the other half.
+
+    Costs half a fit: two such halves were not seen to judge better than one. None where
+    the rows do not suffice. The network is left as trained here.
+
+    Parameters
+    ----------
+    network : AdapterNetwork
+        To be trained, from `start`.
+    start : dict of str to ndarray
+        State in which the adapters change nothing.
+    frozen : ndarray of shape (n_rows, dim)
+        Features of the rows in that state.
+    rows : Rows
+        All rows, hints too.
+    objective, settings, random_state
+        As for training on all rows.
+    outputs_of : callable
+        Fits a head and gives its outputs.
+    """
+    kept, left = half_of(rows.own.targets, objective.task, random_state)
+    fitted = rows.with_hints(kept)
+    if len(left) < 2 or not (rows.weights[left].any() and rows.weights[fitted].any()):
+        return None
+    network.load_state(start)
+    quiet = replace(settings, patience=None, callback=None)
+    train(network, rows.take(fitted), objective, quiet, random_state, History())
+    features = (frozen, network.features(rows.items))
+    return held_out(features, fitted, left, rows, outputs_of)
+
+
+def validate(
+    network: AdapterNetwork,
+    states: tuple[State, State],
+    training: Rows,
+    validation: Rows,
+    outputs_of: OutputsOf,
+) -> HeldOut:
+    """Outputs on validation rows, from the frozen and from the trained state."""
+    rows, features = training + validation, []
+    for state in states:
+        network.load_state(state)
+        features.append(network.features(rows.items))
+    numbers = np.arange(len(rows.items))
+    fitted, unseen = np.split(numbers, [len(training.items)])
+    return held_out((features[0], features[1]), fitted, unseen, rows, outputs_of)
+
+
+def half_of(
+    targets: np.ndarray, task: str, random_state: RandomState
+) -> tuple[np.ndarray, np.ndarray]:
+    """Numbers of the rows to fit on and to hold out: of each class one half."""
+    order = random_state.permutation(len(targets))
+    groups = (
+        [order[targets[order] == c] for c in np.unique(targets)]
+        if task == "classification"
+        else [order]
+    )
+    kept = np.sort(np.concatenate([group[::2] for group in groups]))
+    return kept, np.setdiff1d(order, kept)
+
+
+def judge(evidence: HeldOut, task: str) -> Verdict:
+    """Strength and temperature that held-out rows speak for.
+
+    The weight of each network is its prior times the likelihood of the held-out rows: of
+    their classes at the best temperature, or of numbers with normal errors of their own
+    variance.
+    """
+    # Scaled to add up to the effective number of rows: one heavy row is still one row.
+    weights = evidence.weights / evidence.weights.max()
+    weights = weights * weights.sum() / np.square(weights).sum()
+    if task == "regression":
+        errors = np.square(evidence.outputs - evidence.targets[None, :])
+        mean = np.average(errors, axis=1, weights=weights)
+        losses = 0.5 * weights.sum() * np.log(mean + np.finfo(float).tiny)
+        temperatures = np.ones(len(losses))
+    else:
+        found = [
+            _temper(outputs, evidence.targets, weights) for outputs in evidence.outputs
+        ]
+        losses, temperatures = np.array(found).T
+    shares = _PRIOR * np.exp(losses.min() - losses)
+    shares /= shares.sum()
+    return Verdict(float(shares[1]), float(np.exp(shares @ np.log(temperatures))))
+
+
+def _temper(
+    logits: np.ndarray, targets: np.ndarray, weights: np.ndarray
+) -> tuple[float, float]:
+    """Lowest penalised log loss, summed over rows, and its temperature."""
+    rows = np.arange(len(targets))
+
+    def loss(log_temperature: float) -> float:
+        scores = log_softmax(logits / np.exp(log_temperature), axis=1)[rows, targets]
+        penalty = 0.5 * (log_temperature / _LOG_TEMPERATURE_SD) ** 2
+        return float(-(weights * scores).sum() + penalty)
+
+    found = [loss(value) for value in _LOG_TEMPERATURES]
+    best = int(np.argmin(found))
+    return found[best], float(np.exp(_LOG_TEMPERATURES[best]))
