@@ -76,18 +76,22 @@ class SetFit(Peer):
 class PeftTrainer(Peer):
     """PEFT's LoRA on query and value, trained by transformers' Trainer."""
 
-    learning_rate, epochs, batch_size = 1e-3, 20, 16
+    epochs, batch_size = 20, 16
 
-    def __init__(self, seed, y):
+    def __init__(self, seed, y, learning_rate=2e-3):
         super().__init__(seed, y)
+        self.learning_rate = learning_rate
+        self.build(len(self.classes_))
+
+    def build(self, n_outputs):
         import transformers
         from peft import LoraConfig, get_peft_model
 
-        transformers.set_seed(seed)
+        transformers.set_seed(self.seed)
         folder = str(locate(ENCODER, None))
         self.tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
         base = transformers.AutoModelForSequenceClassification.from_pretrained(
-            folder, num_labels=len(self.classes_), dtype="float32"
+            folder, num_labels=n_outputs, dtype="float32"
         )
         config = LoraConfig(
             task_type="SEQ_CLS", r=8, lora_alpha=16, target_modules=["query", "value"]
@@ -101,7 +105,7 @@ class PeftTrainer(Peer):
         rows = self.tokenizer(list(X), truncation=True, max_length=256)["input_ids"]
         items = [{"input_ids": row} for row in rows]
         for item, label in zip(items, [] if y is None else y, strict=False):
-            item["labels"] = int(label)
+            item["labels"] = label
         return items
 
     def trainer(self, folder, rows):
@@ -129,7 +133,7 @@ class PeftTrainer(Peer):
 
     def fit(self, X, y):
         with tempfile.TemporaryDirectory() as folder:
-            rows = self.encode(X, np.searchsorted(self.classes_, y))
+            rows = self.encode(X, np.searchsorted(self.classes_, y).tolist())
             self.trainer(folder, rows).train()
         return self
 
@@ -141,4 +145,49 @@ class PeftTrainer(Peer):
         return softmax(found.predictions.astype(float), axis=1)
 
     def __getstate__(self):
-        return {k: v for k, v in self.model.state_dict().items() if "lora" in k}
+        trained = {n for n, p in self.model.named_parameters() if p.requires_grad}
+        return {k: v for k, v in self.model.state_dict().items() if k in trained}
+
+
+class PeftRegressor(PeftTrainer):
+    """The same with one output and squared error, on standardised targets."""
+
+    def __init__(self, seed, y):
+        self.seed, self.learning_rate = seed, 2e-3
+        self.build(1)
+
+    def fit(self, X, y):
+        self.mean, self.scale = y.mean(), y.std()
+        with tempfile.TemporaryDirectory() as folder:
+            rows = self.encode(X, ((y - self.mean) / self.scale).tolist())
+            self.trainer(folder, rows).train()
+        return self
+
+    def predict(self, X):
+        with tempfile.TemporaryDirectory() as folder:
+            found = self.trainer(folder, None).predict(self.encode(X))
+        return self.mean + self.scale * found.predictions.astype(float).ravel()
+
+
+class CosineOfPairs:
+    """Cosine of the two frozen embeddings of a pair: nothing is learned."""
+
+    n_trainable_params_ = 0
+
+    def __init__(self, seed, y):
+        from sentence_transformers import SentenceTransformer
+
+        self.model = SentenceTransformer(str(locate(ENCODER, None)), device="cpu")
+
+    def fit(self, X, y):
+        return self
+
+    def predict(self, X):
+        first, second = (
+            self.model.encode(list(X.iloc[:, i]), normalize_embeddings=True)
+            for i in (0, 1)
+        )
+        return (first * second).sum(axis=1)
+
+    def __getstate__(self):
+        return {}
