@@ -236,7 +236,7 @@ def _with_blocks(
 ) -> nn.Module:
     """Copy of a module tree with other blocks; tensors and all else that is in blocks stay."""
     tensors = chain(module.parameters(), module.buffers())
-    kept = islice((module.get_submodule(path) if path else module).modules(), 1, None)
+    kept = islice(module.get_submodule(path).modules(), 1, None)
     new = copy.deepcopy(module, {id(part): part for part in chain(tensors, kept)})
     for name, block in replacements.items():
         setattr(new.get_submodule(path), name, block)
