@@ -1,10 +1,11 @@
 """An encoder with adapters in it: shares what is frozen, owns what is trained."""
 
 import copy
+import hashlib
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -13,9 +14,17 @@ from torch import Tensor, nn
 
 import skpeft
 from skpeft import _prefix
+from skpeft._cache import STATES
 from skpeft._data import length_batches
 from skpeft._validation import one_of
-from skpeft.adapters.base import Adapter, GeneratorDropout
+from skpeft.adapters.base import (
+    WHOLE_BLOCK,
+    AdaptedLayer,
+    Adapter,
+    GeneratorDropout,
+    Stack,
+    unwrapped,
+)
 from skpeft.encoders import FAMILIES
 from skpeft.encoders.base import Backbone, Encoder, Item, same_features
 
@@ -25,6 +34,8 @@ FORMAT = 1
 # Tokens that go through at once, padding included: on a CPU, where 512 took 0.5 to 0.6 of
 # the time of all at once and 256 took 0.9 to 1 of that of 512, and elsewhere.
 _TOKENS_PER_GROUP = (256, 16384)
+# From 12 rows on, a row of a matrix product had the same bits whatever came with it.
+_LEAST_TOKENS = 16
 
 
 class Live(NamedTuple):
@@ -80,13 +91,15 @@ class AdapterNetwork:
         self.seed = seed
         self._lock = threading.Lock()
         self._halves: _prefix.Halves | None = None
-        self._states: dict[int, list[Tensor]] = {}
+        self.resumes: bool | None = None
         self._stored: dict[str, np.ndarray] | None = None
         self._live: Live | None = None
         self.fingerprint: str | None = None
         self.probe: np.ndarray | None = None
+        self.root = ""
         backbone = self.live.backbone
         self.fingerprint, self.probe = backbone.fingerprint, backbone.probe
+        self.root = backbone.root
 
     @property
     def live(self) -> Live:
@@ -114,15 +127,68 @@ class AdapterNetwork:
             )
         module, lowest = backbone.share_module(), 0
         if self.adapter is not None:
+            start = self._start(backbone)
             generator = torch.Generator(device="cpu").manual_seed(self.seed)
             lowest = attach(module, backbone, self.adapter, self.layers, generator)
             for tensor in module.parameters():
                 if tensor.requires_grad:
                     tensor.data = tensor.data.to(device, weight_dtype)
+            if start:
+                from skpeft.adapters import _peft
+
+                _peft.fill(module, start)
         if self._stored is not None:
             load_tensors(module, self._stored)
             self._stored = None
         return Live(backbone, module, lowest, device, autocast)
+
+    def _start(self, backbone: Backbone) -> dict[str, dict[str, np.ndarray]]:
+        """Tensors of a saved adapter to start from, by the path of their layer.
+
+        The blocks that get adapters become those of the file.
+        """
+        adapter = self.adapter
+        if adapter is None or adapter.weights is None or self._stored is not None:
+            return {}  # `_stored`: the network was fitted, and has its own
+        from skpeft.adapters import _peft
+
+        table, blocks = known_table(backbone), block_paths(backbone)
+        found = _peft.start_of(
+            adapter,
+            roles_at(backbone, adapter),
+            blocks,
+            table,
+            linear_names(backbone.module.get_submodule(backbone.root)),
+        )
+        indices = sorted({i for i, _ in found})
+        if isinstance(self.layers, str):
+            # Blocks that share their weights cannot be named; they are adapted all at once.
+            self.layers = indices if backbone.n_calls is None else "auto"
+        if block_indices(backbone, self.layers, len(blocks)) != indices:
+            raise ValueError(
+                f"layers={self.layers!r} was given, but the adapter in {adapter.weights!r} "
+                f"adapts the blocks {indices} of {len(blocks)}. Leave layers='auto', which "
+                "takes the blocks of the file."
+            )
+        paths = {(i, r): _join(backbone.root, blocks[i], table[r]) for i, r in found}
+        return {paths[site]: parts for site, parts in found.items()}
+
+    @property
+    def trains(self) -> bool:
+        """Whether there is an adapter that is trained."""
+        return self.adapter is not None and not self.adapter.frozen
+
+    @property
+    def n_trained(self) -> int:
+        """Number of weights that fit trains."""
+        return sum(t.numel() for t in self.trainable().values()) if self.trains else 0
+
+    @classmethod
+    def restore(cls, state: dict[str, Any]) -> "AdapterNetwork":
+        """Network of a fit, from what describes it and its trained tensors."""
+        new = object.__new__(cls)
+        new.__setstate__({"format": FORMAT, "skpeft": skpeft.__version__, **state})
+        return new
 
     def knows(self, backbone: Backbone) -> bool:
         """Whether a backbone is the one of the fit: same content, same features."""
@@ -192,44 +258,86 @@ class AdapterNetwork:
         with torch.enable_grad(), torch.autocast(device.type, enabled=False), device:
             yield
 
-    @contextmanager
-    def frozen_states(self, items: Sequence[Item]) -> Iterator[None]:
-        """Inside, what lies below the first adapted block is computed once for these items.
+    @torch.inference_mode(False)  # what is kept must do for training too
+    @torch.no_grad()
+    def remember(self, items: Sequence[Item]) -> None:
+        """Compute what training leaves as it is for all items at once, where it is kept.
 
-        Where that does not pay or cannot be done, every pass goes through all blocks.
+        Items of like length so come together; what is beyond the limit of the cache comes
+        when it is needed.
         """
-        try:
-            if self.live.lowest and len(items):
-                self._remember(items)
-            yield
-        finally:
-            self._halves, self._states = None, {}
+        n_bytes = 0
+        if self._halves_for(items) is None:
+            return
+        lengths = [self.live.backbone.length(item) for item in items]
+        for group in self._groups(lengths):
+            states = self._states([items[i] for i in group])
+            n_bytes += sum(tensor.nbytes for state in states for tensor in state)
+            if n_bytes >= STATES.limit:
+                return
 
     @torch.inference_mode(False)
-    def _remember(self, items: Sequence[Item]) -> None:
-        """Fill `_states` by the identity of the items."""
+    @torch.no_grad()
+    def _halves_for(self, items: Sequence[Item]) -> _prefix.Halves | None:
+        """The frozen part and the rest, where they make up the whole.
+
+        It is tried once, on the first items that come; a fitted network keeps the outcome.
+        """
         live = self.live
-        lengths = [live.backbone.length(item) for item in items]
-        groups = list(self._groups(lengths))
-        path = _join(live.backbone.root, (live.backbone.role_table or {})["blocks"])
-        # Items of all lengths, and the last of them by itself, as other batches will be.
-        some = [items[i] for i in [*groups[0][:2], *groups[-1][-2:]]]
-        with self.own_context(), torch.no_grad(), autocast_to(live):
+        if self._halves is None and self.resumes is not False:
+            if self.adapter is None or live.backbone.role_table is None:
+                self.resumes = False
+                return None
+            path = _join(live.backbone.root, live.backbone.role_table["blocks"])
+            lengths = [live.backbone.length(item) for item in items]
+            # Items of all lengths, and the last of them by itself, as other batches will be.
+            order = np.argsort(np.negative(lengths), kind="stable")
+            some = [items[i] for i in dict.fromkeys([*order[:2], *order[-2:]])]
             batches = self._collate(some), self._collate(some[-1:])
             rounding = 1e-4 if live.autocast is None else 3e-2
-            halves = _prefix.halve(live.module, path, live.lowest, *batches, rounding)
-            if halves is None:
-                return
-            n_bytes = 0
-            for group in groups:
-                rows = [items[i] for i in group]
-                states = halves.states(self._collate(rows))
-                n_bytes += sum(t.nbytes for state in states for t in state)
-                if n_bytes > _prefix.LIMIT:
-                    self._states.clear()
-                    return
-                self._states.update(zip(map(id, rows), states, strict=True))
-        self._halves = halves
+            with self.own_context(), torch.no_grad(), autocast_to(live):
+                halves = _prefix.halve(
+                    live.module, path, live.lowest, *batches, rounding
+                )
+            self._halves, self.resumes = halves, halves is not None
+        return self._halves
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def _states(self, items: Sequence[Item]) -> list[list[Tensor]]:
+        """Hidden states of items, from the cache or computed.
+
+        They come out the same whatever is asked for together: batches hold items of one
+        length, and tokens enough for products that do not depend on the number of rows.
+        """
+        assert self._halves is not None
+        live = self.live
+        place = hash(self._place(self._halves))
+        keys = [(place, _content(item)) for item in items]
+        found = [STATES.get(key) for key in keys]
+        missing: dict[tuple[int, ...], list[int]] = {}
+        for i, item in enumerate(items):
+            if found[i] is None:
+                missing.setdefault(tuple(map(len, item.values())), []).append(i)
+        for rows in missing.values():
+            n_tokens = max(1, live.backbone.length(items[rows[0]]))
+            filled = [*rows, *[rows[0]] * (-(-_LEAST_TOKENS // n_tokens) - len(rows))]
+            batch = self._collate([items[i] for i in filled])
+            with autocast_to(live):
+                states = self._halves.states(batch)
+            for i, state in zip(rows, states, strict=False):
+                own = [
+                    tensor.clone() for tensor in state
+                ]  # not a view of the whole batch
+                found[i] = own
+                STATES.put(keys[i], own)
+        return [state for state in found if state is not None]
+
+    def _place(self, halves: _prefix.Halves) -> tuple:
+        """Of which encoder, and from where in it, hidden states are."""
+        live = self.live
+        types = (str(live.device), self.precision, live.autocast)
+        return *live.backbone.identity, halves.place, types
 
     def prepare(self, samples: Sequence) -> list[Item]:
         """Turn samples into items, once per fit or prediction."""
@@ -246,6 +354,7 @@ class AdapterNetwork:
         their own order.
         """
         live = self.live
+        self._halves_for(items)
         lengths = [live.backbone.length(item) for item in items]
         groups = list(self._groups(lengths))
         features = torch.cat([self._run([items[i] for i in rows]) for rows in groups])
@@ -269,12 +378,12 @@ class AdapterNetwork:
         }
 
     def _run(self, items: Sequence[Item]) -> Tensor:
-        """Features of one group of items, from its known hidden states where there are."""
+        """Features of one group of items, from their hidden states where that can be."""
         live = self.live
         batch = self._collate(items)
-        states = [self._states[id(i)] for i in items if id(i) in self._states]
+        states = self._states(items) if self._halves is not None else None
         with autocast_to(live):
-            if self._halves is not None and len(states) == len(items):
+            if self._halves is not None and states is not None:
                 features = self._halves.resume(batch, states)
             else:
                 features = live.module(batch)
@@ -288,7 +397,7 @@ class AdapterNetwork:
 
     def __getstate__(self) -> dict:
         state = self.__dict__.copy()
-        for name in ("_lock", "_live", "_halves", "_states"):
+        for name in ("_lock", "_live", "_halves"):
             del state[name]
         state["_stored"] = self.state()
         return {"format": FORMAT, "skpeft": skpeft.__version__, **state}
@@ -302,8 +411,8 @@ class AdapterNetwork:
                 f"skpeft {skpeft.__version__}, which reads formats up to {FORMAT}. Install "
                 f"skpeft>={version}."
             )
-        self.__dict__.update(state, _lock=threading.Lock(), _live=None)
-        self._halves, self._states = None, {}
+        self.resumes = None
+        self.__dict__.update(state, _lock=threading.Lock(), _live=None, _halves=None)
 
     def __deepcopy__(self, memo: dict) -> "AdapterNetwork":
         new = object.__new__(type(self))
@@ -326,36 +435,80 @@ def attach(
     if adapter.trains_encoder and (layers is None or isinstance(layers, str)):
         adapter.release(module)
         return 0
-    table = check_table(backbone, adapter)
-    blocks = find_blocks(module.get_submodule(backbone.root), table)
-    if not blocks:
-        raise ValueError(
-            f"The role table says that the blocks are at {table['blocks']!r}, but nothing "
-            "is inside. Give the path of the list of transformer blocks."
-        )
-    indices = layer_indices(layers, len(blocks))
-    for block in (blocks[i] for i in indices):
-        if adapter.trains_encoder:
+    table = known_table(backbone)
+    root = module.get_submodule(backbone.root)
+    blocks = find_blocks(root, table)
+    indices = block_indices(backbone, layers, len(blocks))
+    chosen = [blocks[i] for i in indices]
+    if adapter.trains_encoder:
+        for block in chosen:
             adapter.release(block)
-            continue
-        sites = {role: find_site(block, role, table) for role in adapter.target_roles()}
-        for role, layer in adapter.attach(sites, generator).items():
-            parent, _, name = table[role].rpartition(".")
-            setattr(block.get_submodule(parent), name, layer)
+        return indices[0]
+    paths = [_join(backbone.root, path) for path in block_paths(backbone)]
+    for member in adapter.members:
+        roles = roles_at(backbone, member)
+        stack = Stack(
+            [find_sites(block, roles, table, member) for block in chosen],
+            [module.get_submodule(paths[i]) for i in indices],
+            root=root,
+            n_heads=backbone.n_heads,
+            n_calls=backbone.n_calls,
+        )
+        for i, replaced in zip(indices, member.attach(stack, generator), strict=True):
+            for role, layer in replaced.items():
+                if not isinstance(layer, AdaptedLayer):
+                    raise TypeError(
+                        f"{member!r} replaced a layer by a {type(layer).__name__}; an "
+                        "AdaptedLayer is expected, so that the frozen layer inside is known."
+                    )
+                if role == WHOLE_BLOCK:
+                    where, name = module, paths[i]
+                else:
+                    where, name = blocks[i], table[role]
+                where.set_submodule(name, layer)
     return indices[0]
 
 
-def check_table(backbone: Backbone, adapter: Adapter) -> dict[str, str]:
-    """Role table of a backbone, known to have the roles that an adapter acts on.
+def block_paths(backbone: Backbone) -> list[str]:
+    """Path of each transformer block, from the root of a backbone."""
+    path = known_table(backbone)["blocks"]
+    blocks = backbone.module.get_submodule(_join(backbone.root, path))
+    names = [name for name, _ in blocks.named_children()] if path else [""]
+    return [_join(path, name) for name in names]
 
-    Raises
-    ------
-    ValueError
-        If the model family is not known, or lacks a role.
+
+def merge(module: nn.Module) -> nn.Module:
+    """Fold adapters into their layers, in place and wherever that can be done.
+
+    Adapters that have no merged form stay, around layers that are merged inside.
+
+    Parameters
+    ----------
+    module : torch.nn.Module
+        A tree that nobody else uses.
+
+    Returns
+    -------
+    torch.nn.Module
+        The module, or what it was merged to.
     """
+    done: dict[int, nn.Module] = {}
+
+    def replaced(part: nn.Module) -> nn.Module:
+        if id(part) not in done:  # one module may stand in several places
+            layer = part.merged() if isinstance(part, AdaptedLayer) else None
+            done[id(part)] = layer or part
+            if layer is None:
+                for name, child in list(part.named_children()):
+                    setattr(part, name, replaced(child))
+        return done[id(part)]
+
+    return replaced(module)
+
+
+def known_table(backbone: Backbone) -> dict[str, str]:
+    """Role table of a backbone; a `ValueError` where its family is not known."""
     table = backbone.role_table
-    if not adapter.trains_encoder and not adapter.target_roles():
-        raise ValueError(f"{adapter!r} names no role, so it would adapt nothing.")
     if table is None:
         raise ValueError(
             f"The model family {backbone.family!r} is not known, so there is no telling "
@@ -365,25 +518,68 @@ def check_table(backbone: Backbone, adapter: Adapter) -> dict[str, str]:
             "'ffn_out'), the path of its linear layer inside a block. Linear layers "
             f"found: {linear_names(backbone.module.get_submodule(backbone.root))}."
         )
-    for role in adapter.target_roles():
-        if role not in table:
-            roles = [name for name in table if name != "blocks"]
+    return table
+
+
+def roles_at(backbone: Backbone, adapter: Adapter) -> tuple[str, ...]:
+    """Roles at which an adapter acts in an encoder, known to be there.
+
+    Raises
+    ------
+    ValueError
+        If the encoder lacks a role, or two roles lead to one layer.
+    """
+    table = known_table(backbone)
+    roles = adapter.roles_in(table)
+    if not roles:
+        raise ValueError(f"{adapter!r} names no role, so it would adapt nothing.")
+    for role in roles:
+        if role not in table or role == "blocks":
+            known = [name for name in table if name != "blocks"]
             raise ValueError(
-                f"{adapter!r}: " + one_of(role, roles, "role of this encoder")
+                f"{adapter!r}: " + one_of(role, known, "role of this encoder")
             )
-    paths = [table[role] for role in adapter.target_roles()]
+    paths = [table[role] for role in roles]
     if len(set(paths)) < len(paths):
         raise ValueError(
-            f"{adapter!r} acts on the roles {adapter.target_roles()}, but in this encoder "
-            f"these lead to one layer more than once: {paths}. Name each layer once."
+            f"{adapter!r} acts on the roles {roles}, but in this encoder these lead to "
+            f"one layer more than once: {paths}. Name each layer once."
         )
-    return table
+    return roles
+
+
+def block_indices(backbone: Backbone, layers: Layers, n_blocks: int) -> list[int]:
+    """Indices of the chosen blocks; where blocks share their weights, all or none."""
+    if backbone.n_calls is None:
+        return layer_indices(layers, n_blocks)
+    if not (layers is None or isinstance(layers, str)):
+        raise ValueError(
+            f"layers={layers!r} was given, but the blocks of this encoder (family "
+            f"{backbone.family!r}) share their weights, so one adapter serves all "
+            f"{backbone.n_calls} of them. Leave layers='auto', or None."
+        )
+    return list(range(n_blocks))
 
 
 def find_blocks(root: nn.Module, table: dict[str, str]) -> list[nn.Module]:
     """Transformer blocks; a root without a list of them is one block."""
     path = table["blocks"]
-    return list(root.get_submodule(path).children()) if path else [root]
+    blocks = list(root.get_submodule(path).children()) if path else [root]
+    if not blocks:
+        raise ValueError(
+            f"The role table says that the blocks are at {path!r}, but nothing is inside. "
+            "Give the path of the list of transformer blocks."
+        )
+    return blocks
+
+
+def _content(item: Item) -> bytes:
+    """Digest of a prepared sample."""
+    state = hashlib.blake2b(digest_size=16)
+    for name, array in item.items():
+        state.update(f"{name} {array.dtype} {array.shape}".encode())
+        state.update(np.ascontiguousarray(array).data)
+    return state.digest()
 
 
 def _join(*paths: str) -> str:
@@ -422,13 +618,29 @@ def layer_indices(layers: Layers, n_blocks: int) -> list[int]:
     return sorted({int(i) % n_blocks for i in indices})
 
 
-def find_site(block: nn.Module, role: str, table: dict[str, str]) -> nn.Linear:
-    """Linear layer of a block that has a role."""
+def find_sites(
+    block: nn.Module, roles: Sequence[str], table: dict[str, str], adapter: Adapter
+) -> dict[str, nn.Module]:
+    """Layers of a block by role; a normalisation that the block does without is left out."""
+    found = {role: find_site(block, role, table) for role in roles}
+    for role, layer in found.items():
+        if not (adapter.adapts_norms or isinstance(unwrapped(layer), nn.Linear)):
+            raise ValueError(
+                f"{adapter!r} acts on linear layers, but the role {role!r} of this encoder "
+                f"is a {type(layer).__name__}. Name other roles, or use LayerNormTuning."
+            )
+    return {r: x for r, x in found.items() if not isinstance(x, nn.Identity)}
+
+
+def find_site(block: nn.Module, role: str, table: dict[str, str]) -> nn.Module:
+    """Layer of a block that has a role: linear, or a normalisation where its name says so."""
     try:
-        site = block.get_submodule(table[role])
+        site: Any = block.get_submodule(table[role])
     except AttributeError:
         site = None
-    if not isinstance(site, nn.Linear):
+    is_norm = role.endswith("_norm") and getattr(site, "weight", None) is not None
+    is_left_out = role.endswith("_norm") and isinstance(site, nn.Identity)
+    if not (isinstance(unwrapped(site), nn.Linear) or is_norm or is_left_out):
         found = "nothing" if site is None else f"a {type(site).__name__}"
         raise ValueError(
             f"The role table says that {role!r} is at {table[role]!r} of a block, but "

@@ -1,6 +1,7 @@
-"""Hidden states below the first adapted block: computed once, resumed from in training."""
+"""Hidden states that training leaves as they are: computed once, resumed from."""
 
 import copy
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain, islice
@@ -9,8 +10,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-#: Bytes of hidden states that a fit keeps at most; beyond, every step runs all blocks.
-LIMIT = 512 * 2**20
+from skpeft.adapters.base import BesideBlock
+
+
+class Flow(threading.local):
+    """Hidden states on their way between the halves of a module, for each thread."""
+
+    def __init__(self) -> None:
+        self.seen: list[Tensor] = []
+        self.waiting: list[Tensor] = []
 
 
 class StandIn(nn.Module):
@@ -31,58 +39,88 @@ class StandIn(nn.Module):
 class PassThrough(StandIn):
     """Stands in for a block that is left out: gives back the hidden states it gets."""
 
-    def __init__(self, block: nn.Module, as_tuple: bool) -> None:
+    def __init__(self, block: nn.Module, beside: tuple | None) -> None:
         super().__init__(block)
-        self.as_tuple = as_tuple
+        self.beside = (
+            beside  # what else is in the tuple that the block gives, if it does
+        )
 
     def forward(self, hidden: Tensor, *args: object, **kwargs: object) -> object:
         """Hidden states, in the form in which the block gives its own."""
-        return (hidden,) if self.as_tuple else hidden
+        return hidden if self.beside is None else (hidden, *self.beside)
 
 
 class Exit(PassThrough):
     """Left-out block that notes the hidden states on their way, one tensor a call."""
 
-    def __init__(self, block: nn.Module, as_tuple: bool) -> None:
-        super().__init__(block, as_tuple)
-        self.seen: list[Tensor] = []
+    def __init__(self, block: nn.Module, beside: tuple | None, flow: Flow) -> None:
+        super().__init__(block, beside)
+        self.flow = flow
 
     def forward(self, hidden: Tensor, *args: object, **kwargs: object) -> object:
         """Hidden states, in the form in which the block gives its own."""
-        self.seen.append(hidden)
+        self.flow.seen.append(hidden)
         return super().forward(hidden, *args, **kwargs)
 
 
 class Entry(StandIn):
     """First adapted block, which takes waiting hidden states for those that come."""
 
-    def __init__(self, block: nn.Module) -> None:
+    def __init__(self, block: nn.Module, flow: Flow) -> None:
         super().__init__(block)
-        self.waiting: list[Tensor] = []
+        self.flow = flow
 
     def forward(self, hidden: Tensor, *args: object, **kwargs: object) -> object:
         """Output of the block, from hidden states put there before."""
-        return self.__dict__["block"](self.waiting.pop(0), *args, **kwargs)
+        return self.__dict__["block"](self.flow.waiting.pop(0), *args, **kwargs)
+
+
+class Noted(StandIn):
+    """Frozen block beside which something is trained: notes what it gives."""
+
+    def __init__(self, block: nn.Module, flow: Flow) -> None:
+        super().__init__(block)
+        self.flow = flow
+
+    def forward(self, *args: object, **kwargs: object) -> object:
+        """Output of the frozen block."""
+        output = self.__dict__["block"].base(*args, **kwargs)
+        self.flow.seen.append(output[0] if isinstance(output, tuple) else output)
+        return output
+
+
+class Recalled(PassThrough):
+    """Block beside which something is trained, with waiting hidden states for its output."""
+
+    def __init__(self, block: nn.Module, beside: tuple | None, flow: Flow) -> None:
+        super().__init__(block, beside)
+        self.flow = flow
+
+    def forward(self, hidden: Tensor, *args: object, **kwargs: object) -> object:
+        """Hidden states after what is beside the block."""
+        return super().forward(self.__dict__["block"].after(self.flow.waiting.pop(0)))
 
 
 class Halves(NamedTuple):
-    """A module up to its first adapted block, and from there on.
+    """The frozen part of a module, and what goes on from its hidden states.
 
     Both are trees of their own around the very same blocks and tensors.
     """
 
     lower: nn.Module
     upper: nn.Module
-    exit: Exit
-    entry: Entry
+    flow: Flow
+    place: tuple[
+        str, ...
+    ]  # whose output, or the one whose input, the hidden states are
 
     def states(self, batch: dict[str, Tensor]) -> list[list[Tensor]]:
-        """Hidden states of each item, one tensor (tokens, dim) a sequence of it."""
-        self.exit.seen.clear()
+        """Hidden states of each item: tensors (tokens, dim), those of a sequence together."""
+        self.flow.seen.clear()
         with torch.no_grad():
             self.lower(batch)
-        seen = list(self.exit.seen)
-        self.exit.seen.clear()
+        seen = list(self.flow.seen)
+        self.flow.seen.clear()
         rows = [
             list(hidden) if mask is None else _real_tokens(hidden, mask)
             for hidden, mask in zip(seen, _masks(batch, len(seen)), strict=True)
@@ -95,7 +133,7 @@ class Halves(NamedTuple):
         """Features of a batch from the hidden states of its items."""
         sequences = list(zip(*states, strict=True))
         masks = _masks(batch, len(sequences))
-        self.entry.waiting[:] = [
+        self.flow.waiting[:] = [
             torch.stack(rows) if mask is None else _padded(rows, mask)
             for rows, mask in zip(sequences, masks, strict=True)
         ]
@@ -110,7 +148,10 @@ def halve(
     alone: dict[str, Tensor],
     tolerance: float = 1e-4,
 ) -> Halves | None:
-    """Split a module at a block, or give None where that would change its features.
+    """Split a module at what is frozen, or give None where that would change its features.
+
+    That is all below the lowest adapted block; where all that is trained stands beside
+    blocks, it is every block.
 
     Parameters
     ----------
@@ -119,7 +160,7 @@ def halve(
     path : str
         Where its list of blocks is.
     lowest : int
-        Index of the block from which the upper half starts, above 0.
+        Index of the lowest adapted block.
     together, alone : dict of str to Tensor
         A batch, and its last item as a batch of one: on them it is tried whether the
         halves make up the whole, however items are grouped.
@@ -128,29 +169,50 @@ def halve(
         largest entry.
     """
     blocks = module.get_submodule(path)
+    children = dict(blocks.named_children())
+    read = [n for n, block in children.items() if _only_reads(block)]
+    if _n_trained(module) > sum(_n_trained(children[n]) for n in read):
+        read = []
+    if not read and not lowest:
+        return None  # nothing below, and nothing that only reads
     with torch.no_grad(), noting_calls(blocks) as calls:
         module(together)
     if not all(_is_plain(seen, together) for seen in calls.values()):
         return None
-    as_tuple = isinstance(next(iter(calls.values()))[0][1], tuple)
-    children = dict(blocks.named_children())
-    names = list(children)
-    left_out = {n: PassThrough(block, as_tuple) for n, block in children.items()}
-    leave, entry = (
-        Exit(children[names[lowest]], as_tuple),
-        Entry(children[names[lowest]]),
-    )
-    above, below = names[lowest:], names[:lowest]
-    lower = {**{n: left_out[n] for n in above}, names[lowest]: leave}
-    upper = {**{n: left_out[n] for n in below}, names[lowest]: entry}
+    output = next(iter(calls.values()))[0][1]
+    beside = output[1:] if isinstance(output, tuple) else None
+    names: list[str] = list(children)
+    flow = Flow()
+    lower: dict[str, nn.Module]
+    upper: dict[str, nn.Module]
+    left_out = {n: PassThrough(block, beside) for n, block in children.items()}
+    if read:
+        lower = {n: Noted(children[n], flow) for n in read}
+        above = names[names.index(read[-1]) + 1 :]
+        upper = {n: left_out[n] for n in names if n not in above}
+        upper |= {n: Recalled(children[n], beside, flow) for n in read}
+    else:
+        lower = {n: left_out[n] for n in names[lowest:]}
+        lower[names[lowest]] = Exit(children[names[lowest]], beside, flow)
+        upper = {n: left_out[n] for n in names[:lowest]}
+        upper[names[lowest]] = Entry(children[names[lowest]], flow)
     halves = Halves(
         _with_blocks(module, path, lower),
         _with_blocks(module, path, upper),
-        leave,
-        entry,
+        flow,
+        ("after", *read) if read else ("before", names[lowest]),
     )
     whole = _make_up_the_whole(halves, module, together, alone, tolerance)
     return halves if whole else None
+
+
+def _only_reads(block: nn.Module) -> bool:
+    """Whether something is trained beside a block, and nothing in it."""
+    return isinstance(block, BesideBlock) and not _n_trained(block.base)
+
+
+def _n_trained(module: nn.Module) -> int:
+    return sum(tensor.requires_grad for tensor in module.parameters())
 
 
 def _make_up_the_whole(
@@ -196,7 +258,7 @@ def noting_calls(blocks: nn.Module) -> Iterator[dict[str, list[tuple]]]:
 def _is_plain(calls: list[tuple], batch: dict[str, Tensor]) -> bool:
     """Whether a block maps hidden states of (batch, seq, dim), and nothing else, to such."""
     masks = _masks(batch, len(calls))
-    return len(masks) == len(calls) > 0 and all(
+    return len(calls) > 0 and all(
         _is_hidden(args, mask)
         and _is_hidden(output if isinstance(output, tuple) else (output,), mask)
         for (args, output), mask in zip(calls, masks, strict=True)
@@ -204,19 +266,26 @@ def _is_plain(calls: list[tuple], batch: dict[str, Tensor]) -> bool:
 
 
 def _is_hidden(values: tuple, mask: Tensor | None) -> bool:
-    if len(values) != 1 or not isinstance(values[0], Tensor) or values[0].ndim != 3:
+    if not values or not isinstance(values[0], Tensor) or values[0].ndim != 3:
+        return False
+    if any(value is not None for value in values[1:]):
         return False
     return mask is None or values[0].shape[:2] == mask.shape
 
 
-def _masks(batch: dict[str, Tensor], n_sequences: int) -> list[Tensor] | list[None]:
-    """Real tokens of each sequence that an item holds; None where there is no padding."""
+def _masks(batch: dict[str, Tensor], n_states: int) -> list[Tensor] | list[None]:
+    """Real tokens for each of the hidden states of an item; None where all are real.
+
+    Of several sequences in an item each has the same number of hidden states.
+    """
     masks = [
         tensor.bool()
         for name, tensor in batch.items()
         if name.endswith("attention_mask")
     ]
-    return masks or [None] * n_sequences
+    if not masks:
+        return [None] * n_states
+    return [mask for mask in masks for _ in range(n_states // len(masks))]
 
 
 def _real_tokens(hidden: Tensor, mask: Tensor) -> list[Tensor]:

@@ -20,7 +20,9 @@ __all__ = [
     "Interval",
     "Real",
     "StrOptions",
+    "check_roles",
     "check_sample_weight",
+    "check_start",
     "one_of",
     "validate_spec",
 ]
@@ -39,14 +41,47 @@ def validate_spec(spec):
     sklearn.utils._param_validation.InvalidParameterError
         A `ValueError` that names the parameter, what it may be and what was given.
     """
-    validate_parameter_constraints(
-        spec._parameter_constraints, spec.get_params(deep=False), type(spec).__name__
-    )
+    given, constraints = spec.get_params(deep=False), spec._parameter_constraints
+    validate_parameter_constraints(constraints, given, type(spec).__name__)
+    for name, value in given.items():
+        if isinstance(value, bool) and "boolean" not in constraints.get(
+            name, ["boolean"]
+        ):
+            raise ValueError(
+                f"The {name!r} parameter of {type(spec).__name__} must be a number. Got "
+                f"{value!r} instead."
+            )
 
 
 def one_of(name, options, what):
     """Message for an unknown name: what was given, what exists, the nearest one."""
     options = sorted(options)
-    near = get_close_matches(str(name), options, n=1)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
+    # Names of classes are near too: "LayerNormTuning" to "layer_norm".
+    bare = {option.replace("_", "").lower(): option for option in options}
+    near = get_close_matches(str(name).replace("_", "").lower(), bare, n=1)
+    hint = f" Did you mean {bare[near[0]]!r}?" if near else ""
     return f"{name!r} is not a known {what}; expected one of {options}.{hint}"
+
+
+def check_roles(spec):
+    """Refuse a spec whose `roles` name nothing."""
+    if not all(isinstance(role, str) for role in spec.roles):
+        raise ValueError(
+            f"roles={spec.roles!r} was given to {type(spec).__name__}; a sequence of names "
+            "is expected, such as ['query', 'value']."
+        )
+    if not len(spec.roles):
+        raise ValueError(
+            f"roles={spec.roles!r} was given to {type(spec).__name__}, which would train "
+            "nothing. Name at least one role, such as 'query', or use adapter=None."
+        )
+
+
+def check_start(spec):
+    """Refuse a spec that stays as it starts, but starts as the identity."""
+    if spec.frozen and spec.weights is None:
+        name = type(spec).__name__
+        raise ValueError(
+            f"frozen=True was given to {name} without weights, so it would do nothing. "
+            f"Use {name}.from_pretrained(folder, frozen=True), or adapter=None."
+        )

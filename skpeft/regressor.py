@@ -38,12 +38,15 @@ class AdapterRegressor(RegressorMixin, BaseAdapterEstimator):
             default="sentence-transformers/all-MiniLM-L6-v2"
         Name of a model on the Hugging Face hub or folder, a loaded model, or a spec of
         `skpeft.encoders`.
-    adapter : {"lora", "bottleneck", "full"}, Adapter or None, default="lora"
-        What is trained: a name, a spec of `skpeft.adapters`, None for the head alone on
-        frozen features, or "full" for every weight of a private copy of the encoder.
+    adapter : str, Adapter, sequence of these, PeftConfig or None, default="lora"
+        What is trained: "lora", "bottleneck", "prefix", "ia3", "bitfit", "layer_norm" or
+        "ladder", a spec of `skpeft.adapters` or several at once, None for the head alone on
+        frozen features, or "full" for every weight of a private copy of the encoder. A
+        `LoraConfig` or `IA3Config` of PEFT is translated.
     rank : int or None, default=None
-        Overrides the capacity of the adapter (rank of LoRA, width of a bottleneck);
-        None keeps the adapter's own. Adapters without a capacity refuse it.
+        Overrides the capacity of the adapter (rank of LoRA, width of a bottleneck or of a
+        ladder, length of a prefix); None keeps the adapter's own. Adapters without a
+        capacity, and lists, refuse it.
     layers : "auto", int, sequence of int or None, default="auto"
         Transformer blocks that get adapters: the upper two thirds, the last n, those of
         the indices, or all. What lies below is computed once in a fit. With "auto",
@@ -192,7 +195,15 @@ class AdapterRegressor(RegressorMixin, BaseAdapterEstimator):
                 "AdapterRegressor requires y to be passed, but the target y is None."
             )
         y = column_or_1d(y, warn=True)
-        return check_array(y, ensure_2d=False, dtype=np.float64, input_name="y")
+        try:
+            return check_array(y, ensure_2d=False, dtype=np.float64, input_name="y")
+        except ValueError as error:
+            if "could not convert" not in str(error):
+                raise
+            raise ValueError(
+                f"y holds what is no number ({error}); AdapterRegressor learns numbers. For "
+                "labels use AdapterClassifier."
+            ) from error
 
     def _learn_target(self, y):
         return NumberTarget(float(np.mean(y)), float(np.std(y)) or 1.0)

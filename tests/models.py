@@ -68,32 +68,77 @@ def config_of(family: str) -> transformers.PretrainedConfig:
     bert = {**common, "max_position_embeddings": MAX_LENGTH}
     # These count positions from the id of padding on, 1, and leave out both.
     roberta = {**common, "max_position_embeddings": MAX_LENGTH + 2, "pad_token_id": 1}
-    if family == "distilbert":
-        return transformers.DistilBertConfig(
-            vocab_size=common["vocab_size"],
-            dim=WIDTH,
-            n_layers=N_LAYERS,
-            n_heads=4,
-            hidden_dim=48,
-            max_position_embeddings=MAX_LENGTH,
-            initializer_range=0.2,
-        )
+    one_type = {**roberta, "type_vocab_size": 1}
+    special = {"bos_token_id": 2, "eos_token_id": 3, "pad_token_id": 0}
+    grouped = {**bert, **special, "num_key_value_heads": 2, "head_dim": WIDTH // 4}
+    distilbert = {
+        "vocab_size": common["vocab_size"],
+        "dim": WIDTH,
+        "n_layers": N_LAYERS,
+        "n_heads": 4,
+        "hidden_dim": 48,
+        "max_position_embeddings": MAX_LENGTH,
+        "initializer_range": 0.2,
+    }
+    deberta = {
+        **bert,
+        "relative_attention": True,
+        "position_buckets": 8,
+        "pos_att_type": ["p2c", "c2p"],
+        "share_att_key": True,
+        "norm_rel_ebd": "layer_norm",
+        "conv_kernel_size": 3,
+        "type_vocab_size": 0,
+        "position_biased_input": False,
+    }
+    modernbert = {
+        **bert,
+        "pad_token_id": 0,
+        "cls_token_id": 2,
+        "sep_token_id": 3,
+        "bos_token_id": 2,
+        "eos_token_id": 3,
+        "local_attention": 8,
+        "initializer_cutoff_factor": 3.0,
+    }
+    gemma = {
+        **grouped,
+        "query_pre_attn_scalar": WIDTH // 4,
+        "sliding_window": 8,
+        "use_bidirectional_attention": True,
+    }
     kind, parameters = {
+        "albert": (transformers.AlbertConfig, {**bert, "embedding_size": 16}),
         "bert": (transformers.BertConfig, bert),
-        "electra": (transformers.ElectraConfig, {**bert, "embedding_size": WIDTH}),
-        "roberta": (transformers.RobertaConfig, {**roberta, "type_vocab_size": 1}),
-        "xlm-roberta": (
-            transformers.XLMRobertaConfig,
-            {**roberta, "type_vocab_size": 1},
-        ),
+        "camembert": (transformers.CamembertConfig, one_type),
+        "deberta-v2": (transformers.DebertaV2Config, deberta),
+        "distilbert": (transformers.DistilBertConfig, distilbert),
+        "electra": (transformers.ElectraConfig, {**bert, "embedding_size": 16}),
+        "gemma2": (transformers.Gemma2Config, {**grouped, "sliding_window": 8}),
+        "gemma3_text": (transformers.Gemma3TextConfig, gemma),
+        "llama": (transformers.LlamaConfig, grouped),
+        "mistral": (transformers.MistralConfig, {**grouped, "sliding_window": 8}),
+        "modernbert": (transformers.ModernBertConfig, modernbert),
         "mpnet": (transformers.MPNetConfig, roberta),
+        "qwen2": (
+            transformers.Qwen2Config,
+            bert | special | {"num_key_value_heads": 2},
+        ),
+        "qwen3": (transformers.Qwen3Config, grouped),
+        "roberta": (transformers.RobertaConfig, one_type),
+        "xlm-roberta": (transformers.XLMRobertaConfig, one_type),
+        # Of a family that has no role table.
+        "megatron-bert": (transformers.MegatronBertConfig, bert),
     }[family]
     return kind(**parameters)
 
 
+DECODERS = ("gemma2", "gemma3_text", "llama", "mistral", "qwen2", "qwen3")
+
+
 def special_tokens(family: str) -> dict[str, str]:
     """Names of the special tokens, in the order of their ids."""
-    if family in ("roberta", "xlm-roberta", "mpnet"):
+    if family in ("camembert", "roberta", "xlm-roberta", "mpnet"):
         return {
             "cls_token": "<s>",
             "pad_token": "<pad>",
@@ -134,12 +179,13 @@ def tokenizer_of(family: str, max_length: int = MAX_LENGTH) -> PreTrainedTokeniz
         special_tokens=[(start, ids[start]), (end, ids[end])],
     )
     inputs = ["input_ids", "attention_mask"]
-    if family in ("bert", "electra"):
+    if family in ("albert", "bert", "electra", "megatron-bert"):
         inputs.insert(1, "token_type_ids")
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         model_max_length=max_length,
         model_input_names=inputs,
+        padding_side="left" if family in DECODERS else "right",
         **names,
     )
 

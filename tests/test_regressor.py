@@ -394,3 +394,8 @@ def test_head_is_fitted_as_a_copy_on_adapted_features(head):
     alone = type(head)(**head.get_params()).fit(reg.transform(TEXTS), Y)
     expected = alone.predict(reg.transform(NEW_TEXTS))
     np.testing.assert_array_equal(reg.predict(NEW_TEXTS), expected)
+
+
+def test_labels_are_refused_with_the_name_of_the_classifier():
+    with pytest.raises(ValueError, match=r"no number.*use AdapterClassifier"):
+        AdapterRegressor("tiny").fit(["a", "b"], ["good", "bad"])

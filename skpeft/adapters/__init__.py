@@ -3,42 +3,84 @@
 `ADAPTERS` maps the short names that estimators take to the classes.
 """
 
+from collections.abc import Sequence
+
 from sklearn.base import clone
 
 from skpeft._validation import one_of
-from skpeft.adapters.base import ROLES, AdaptedLayer, Adapter, GeneratorDropout
+from skpeft.adapters.base import (
+    FUSED_ROLE,
+    NORM_ROLES,
+    ROLES,
+    AdaptedLayer,
+    Adapter,
+    BesideBlock,
+    GeneratorDropout,
+    Handover,
+    Stack,
+)
+from skpeft.adapters.bitfit import BitFit
 from skpeft.adapters.bottleneck import Bottleneck
+from skpeft.adapters.combination import Combination
 from skpeft.adapters.full import FullFineTuning
+from skpeft.adapters.ia3 import IA3
+from skpeft.adapters.ladder import LadderSide
+from skpeft.adapters.layer_norm import LayerNormTuning
 from skpeft.adapters.lora import LoRA
+from skpeft.adapters.prefix import Prefix
 
 ADAPTERS = {
     "lora": LoRA,
     "bottleneck": Bottleneck,
+    "ia3": IA3,
+    "bitfit": BitFit,
+    "layer_norm": LayerNormTuning,
+    "prefix": Prefix,
+    "ladder": LadderSide,
     "full": FullFineTuning,
 }
 
 __all__ = [
     "ADAPTERS",
+    "FUSED_ROLE",
+    "IA3",
+    "NORM_ROLES",
     "ROLES",
     "AdaptedLayer",
     "Adapter",
+    "BesideBlock",
+    "BitFit",
     "Bottleneck",
+    "Combination",
     "FullFineTuning",
     "GeneratorDropout",
+    "Handover",
+    "LadderSide",
+    "LayerNormTuning",
     "LoRA",
+    "Prefix",
+    "Stack",
     "resolve_adapter",
 ]
 
 
+def _by_name(name: str) -> Adapter:
+    """Spec of a method with its defaults."""
+    if name not in ADAPTERS:
+        raise ValueError(one_of(name, ADAPTERS, "adapter"))
+    return ADAPTERS[name]()
+
+
 def resolve_adapter(
-    adapter: str | Adapter | None, rank: int | None = None
+    adapter: str | Adapter | Sequence[Adapter | str] | None, rank: int | None = None
 ) -> Adapter | None:
     """Turn the estimators' `adapter` and `rank` into a spec of their own.
 
     Parameters
     ----------
-    adapter : str, Adapter or None
-        A name in `ADAPTERS`, a spec, or None for no adapter.
+    adapter : str, Adapter, sequence of these, peft.PeftConfig, or None
+        A name in `ADAPTERS`, a spec, several at once, a configuration of PEFT's LoRA or
+        IA3, which is translated, or None for no adapter.
     rank : int or None
         Overrides the capacity of the adapter where given.
 
@@ -50,7 +92,8 @@ def resolve_adapter(
     Raises
     ------
     ValueError
-        For an unknown name, a parameter out of range, or a rank where there is none.
+        For an unknown name, a parameter out of range, a rank where there is none, or a
+        field of PEFT's configuration that cannot be honoured.
     TypeError
         If `adapter` is something else.
 
@@ -68,15 +111,24 @@ def resolve_adapter(
             )
         return None
     if isinstance(adapter, str):
-        if adapter not in ADAPTERS:
-            raise ValueError(one_of(adapter, ADAPTERS, "adapter"))
-        spec = ADAPTERS[adapter]()
+        spec = _by_name(adapter)
     elif isinstance(adapter, Adapter):
         spec = clone(adapter)
+    elif isinstance(adapter, list | tuple):
+        spec = Combination(
+            [
+                _by_name(m) if isinstance(m, str) else clone(m, safe=False)
+                for m in adapter
+            ]
+        )
+    elif hasattr(adapter, "peft_type"):
+        from skpeft.adapters._peft import spec_from_config
+
+        spec = spec_from_config(adapter)
     else:
         raise TypeError(
-            f"adapter must be a name, an instance of an adapter or None, got {adapter!r}. "
-            "Pass for example 'lora' or LoRA(rank=4)."
+            f"adapter must be a name, a spec of an adapter, a list of specs or None, got "
+            f"{adapter!r}. Pass for example 'lora' or LoRA(rank=4)."
         )
     if rank is not None:
         spec = spec.with_capacity(rank)

@@ -1,6 +1,10 @@
 """The adapter contract: a spec names roles, and wraps the frozen layers found there."""
 
-from typing import ClassVar
+import copy
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from sklearn.base import BaseEstimator, clone
@@ -8,8 +12,40 @@ from torch import Tensor, nn
 
 from skpeft._validation import validate_spec
 
-#: Places in a transformer block, in the order in which data passes through them.
+#: Linear layers of a transformer block, in the order in which data passes through them.
 ROLES = ("query", "key", "value", "attention_output", "ffn_in", "ffn_out")
+#: One layer that computes queries, keys and values, in encoders that have it.
+FUSED_ROLE = "query_key_value"
+#: Normalisations of a transformer block.
+NORM_ROLES = ("attention_norm", "ffn_norm")
+#: Stands for the block itself where an adapter says what it replaces.
+WHOLE_BLOCK = ""
+_IN_FUSED = ("query", "key", "value")
+
+
+@dataclass(frozen=True)
+class Stack:
+    """The chosen blocks of an encoder, as adapters see them.
+
+    Parameters
+    ----------
+    sites : sequence of dict of str to torch.nn.Module
+        For each block its frozen layers by role, those at which the adapter acts.
+    blocks : sequence of torch.nn.Module, default=()
+        The blocks themselves, for adapters that stand around a whole block.
+    root : torch.nn.Module or None, default=None
+        The model that runs the blocks; called once a pass.
+    n_heads : int, default=1
+        Attention heads.
+    n_calls : int or None, default=None
+        How often blocks run in a pass, all together; None: each once.
+    """
+
+    sites: Sequence[dict[str, nn.Module]]
+    blocks: Sequence[nn.Module] = ()
+    root: nn.Module | None = None
+    n_heads: int = 1
+    n_calls: int | None = None
 
 
 class Adapter(BaseEstimator):
@@ -18,13 +54,14 @@ class Adapter(BaseEstimator):
     A spec holds hyperparameters alone, never data or tensors, so it clones, prints and
     tunes like any scikit-learn estimator. To write a method, subclass it and define
 
-    - `wrap(layer, role, generator)`, which returns the module that replaces a frozen
-      linear layer and, at the start, computes exactly what that layer computed;
+    - `target_roles()`, the places at which it acts;
+    - `wrap(layer, role, generator)`, which returns the `AdaptedLayer` that replaces a
+      frozen layer and, at the start, computes exactly what that layer computed;
     - `count(sites)`, the formula of its trainable parameters in one block;
     - the class attributes below.
 
     The network decides about devices, traversal and freezing. A method whose parts span
-    several layers of a block overrides `attach` instead of `wrap`.
+    several layers overrides `attach` instead of `wrap`.
     """
 
     #: Name of the parameter that `rank` of the estimators overrides; None: no capacity.
@@ -33,43 +70,75 @@ class Adapter(BaseEstimator):
     default_learning_rate: ClassVar[float] = 1e-3
     #: Whether the method trains the encoder's own weights, on a private copy.
     trains_encoder: ClassVar[bool] = False
+    #: Whether the method can act on normalisations, besides linear layers.
+    adapts_norms: ClassVar[bool] = False
+    #: Folder of a saved adapter from which it starts; None: it starts as the identity.
+    weights: str | None = None
+    #: Whether it stays as it starts, and is not trained.
+    frozen: bool = False
     _parameter_constraints: ClassVar[dict] = {}
+
+    @property
+    def members(self) -> "Sequence[Adapter]":
+        """The methods that make it up, in the order in which they are attached."""
+        return [self]
 
     def target_roles(self) -> tuple[str, ...]:
         """Roles at which the method acts."""
         raise NotImplementedError
 
-    def wrap(
-        self, layer: nn.Linear, role: str, generator: torch.Generator
-    ) -> nn.Module:
-        """Return the module that replaces one frozen layer.
+    def roles_in(self, table: Mapping[str, str]) -> tuple[str, ...]:
+        """Roles of one encoder at which the method acts, each once.
+
+        Where an encoder computes queries, keys and values in one layer, that layer stands
+        for each of them.
 
         Parameters
         ----------
-        layer : torch.nn.Linear
+        table : mapping of str to str
+            Role table of the encoder.
+        """
+        fused = FUSED_ROLE in table
+        roles = [
+            FUSED_ROLE if fused and role in _IN_FUSED and role not in table else role
+            for role in self.target_roles()
+        ]
+        return tuple(dict.fromkeys(roles))
+
+    def wrap(
+        self, layer: nn.Module, role: str, generator: torch.Generator
+    ) -> nn.Module:
+        """Return the `AdaptedLayer` that replaces one frozen layer.
+
+        Parameters
+        ----------
+        layer : torch.nn.Module
             The frozen layer, shared with other networks: never changed.
         role : str
-            The role of the layer, one of `ROLES` or a role of the user's own table.
+            The role of the layer, one of `ROLES`, `NORM_ROLES` or of the encoder's table.
         generator : torch.Generator
             Source of the initial values, on the CPU.
         """
         raise NotImplementedError
 
     def attach(
-        self, sites: dict[str, nn.Linear], generator: torch.Generator
-    ) -> dict[str, nn.Module]:
-        """Return the replacements for the layers of one block.
+        self, stack: Stack, generator: torch.Generator
+    ) -> list[dict[str, nn.Module]]:
+        """Return the replacements of frozen layers, by role, for each block.
+
+        They are `AdaptedLayer`; one of the whole block has the role `WHOLE_BLOCK`.
 
         Parameters
         ----------
-        sites : dict of str to torch.nn.Linear
-            The frozen layers at `target_roles()`, by role.
+        stack : Stack
+            The blocks and their frozen layers.
         generator : torch.Generator
             Source of the initial values, on the CPU.
         """
-        return {
-            role: self.wrap(layer, role, generator) for role, layer in sites.items()
-        }
+        return [
+            {role: self.wrap(layer, role, generator) for role, layer in sites.items()}
+            for sites in stack.sites
+        ]
 
     def release(self, module: nn.Module) -> None:
         """Give a module trainable copies of its weights, in place.
@@ -89,7 +158,7 @@ class Adapter(BaseEstimator):
         Parameters
         ----------
         sites : dict of str to (int, int)
-            Input and output width of each layer at `target_roles()`.
+            Input and output width of each layer, by role.
         """
         raise NotImplementedError
 
@@ -104,8 +173,9 @@ class Adapter(BaseEstimator):
         if self.capacity is None:
             raise ValueError(
                 f"rank={rank!r} was given, but {type(self).__name__} has no capacity to "
-                "set. Leave rank=None here; in a search use a list of grids, one for the "
-                "adapters with a rank and one for those without."
+                "set. Leave rank=None here, and set what the members of a list have in "
+                "their own specs; in a search use a list of grids, one for the adapters "
+                "with a rank and one for those without."
             )
         return clone(self).set_params(**{self.capacity: rank})
 
@@ -114,25 +184,124 @@ class Adapter(BaseEstimator):
         validate_spec(self)
 
 
-class AdaptedLayer(nn.Module):
-    """Base of the modules that replace a frozen linear layer.
+def linear_roles(table: Mapping[str, str]) -> tuple[str, ...]:
+    """Roles in a table that are linear layers."""
+    norms = [role for role in table if role.endswith("_norm")]
+    return tuple(role for role in table if role not in ("blocks", *norms))
 
-    The frozen layer stays reachable as `base`. Every other parameter is the adapter's.
+
+class AdaptedLayer(nn.Module):
+    """Base of the modules that replace a frozen layer.
+
+    The frozen layer stays reachable as `base`, and what is asked of this module and only
+    the frozen one has, such as `weight` or `in_features`, is the frozen one's. Every
+    parameter outside `base` is the adapter's. The output has the type of the frozen layer's
+    own, which in reduced precision is not that of the adapter's parameters.
 
     Parameters
     ----------
-    base : torch.nn.Linear
-        The frozen layer, shared with other networks.
+    base : torch.nn.Module
+        The frozen layer, shared with other networks, or one that is adapted already.
     """
 
-    def __init__(self, base: nn.Linear) -> None:
+    base: Any
+
+    def __init__(self, base: nn.Module) -> None:
         super().__init__()
         self.base = base
 
-    @property
-    def weight(self) -> Tensor:
-        """Frozen weight, for model code that looks at its dtype or device."""
-        return self.base.weight
+    def __getattr__(self, name: str) -> Any:
+        """Attributes of the frozen layer where there are none of its own."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("base"), name)
+
+    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
+        """Add a parameter of the adapter, even where the frozen layer has one of the name."""
+        self._parameters[name] = param
+
+    def merged(self) -> nn.Module | None:
+        """New layer, of the frozen one's kind, that computes the same; None: there is none."""
+        return None
+
+
+class BesideBlock(AdaptedLayer):
+    """Base of the modules that stand around a whole block and only read what it gives.
+
+    As nothing that is trained goes through the block, what it gives need be computed only
+    once for each sample. Subclasses define `after`.
+
+    Parameters
+    ----------
+    base : torch.nn.Module
+        The frozen block.
+    """
+
+    def after(self, hidden: Tensor) -> Tensor:
+        """Hidden states (batch, seq, dim) to go on with, given those of the block."""
+        raise NotImplementedError
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Output of the block, whose hidden states may be the first of several parts."""
+        output = self.base(*args, **kwargs)
+        if isinstance(output, tuple):
+            return (self.after(output[0]), *output[1:])
+        return self.after(output)
+
+
+def unwrapped(layer: nn.Module) -> nn.Module:
+    """The frozen layer inside adapted ones."""
+    while isinstance(layer, AdaptedLayer):
+        layer = layer.base
+    return layer
+
+
+def folded(layer: nn.Module) -> Any:
+    """Copy of a frozen layer with the adapters around it folded in; None: impossible."""
+    return layer.merged() if isinstance(layer, AdaptedLayer) else copy.deepcopy(layer)
+
+
+def widths(layer: nn.Module) -> tuple[int, int]:
+    """Width of what goes into a layer and of what comes out."""
+    if isinstance(unwrapped(layer), nn.Linear):
+        return layer.in_features, layer.out_features  # type: ignore[return-value]
+    n_features: int = layer.weight.numel()  # type: ignore[operator]
+    return n_features, n_features
+
+
+class Handover(nn.Module):
+    """A value that one layer leaves for a later one of the same pass, for each thread.
+
+    Where the first layer runs several times before the other takes the value, as DeBERTa's
+    query layer does for positions, it is the first time that counts.
+
+    Parameters
+    ----------
+    root : torch.nn.Module or None, default=None
+        The model that runs the layers: nothing is left from one of its passes to the next.
+    """
+
+    def __init__(self, root: nn.Module | None = None) -> None:
+        super().__init__()
+        self._slot = threading.local()
+        if root is not None:
+            root.register_forward_pre_hook(self.clear)
+
+    def clear(self, *_: Any) -> None:
+        """Forget a value that nobody took."""
+        self._slot.__dict__.clear()
+
+    def put(self, value: Any) -> None:
+        """Leave a value, unless one waits already."""
+        self._slot.__dict__.setdefault("value", value)
+
+    def take(self) -> Any:
+        """Get the value, once."""
+        return self._slot.__dict__.pop("value")
+
+    def __reduce__(self) -> tuple[type, tuple]:
+        return Handover, ()  # a copy has nothing to hand over
 
 
 class GeneratorDropout(nn.Module):

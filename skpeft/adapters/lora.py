@@ -1,13 +1,21 @@
 """Low-rank adaptation."""
 
 import math
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from skpeft._validation import Integral, Interval, Real
-from skpeft.adapters.base import AdaptedLayer, Adapter, GeneratorDropout
+from skpeft._validation import Integral, Interval, Real, check_roles, check_start
+from skpeft.adapters.base import (
+    AdaptedLayer,
+    Adapter,
+    GeneratorDropout,
+    folded,
+    linear_roles,
+    widths,
+)
 
 
 class LoRA(Adapter):
@@ -26,16 +34,30 @@ class LoRA(Adapter):
         scaling is 2 whatever the rank (with `rank_stabilized`, twice its root).
     dropout : float, default=0.0
         Probability of zeroing an input entry of the update in training, in [0, 1).
-    roles : sequence of str, default=("query", "value")
-        Layers of a block that are adapted; see `skpeft.adapters.ROLES`.
+    roles : sequence of str or None, default=("query", "value")
+        Layers of a block that are adapted; see `skpeft.adapters.ROLES`. None means all
+        linear layers of a block that the encoder's role table names.
     rank_stabilized : bool, default=False
         Scale by ``alpha / sqrt(rank)`` in place of ``alpha / rank`` [2]_.
+    use_dora : bool, default=False
+        Learn the length of each row of the weight apart from its direction [3]_: the rows
+        of :math:`W + s\, B A` are brought back to the length that they had in :math:`W`,
+        times :math:`1 + m` with one learned :math:`m` a row, which starts at zero. As in
+        the paper, no gradient goes through the lengths. In a list of adapters it stands
+        before others on the same layer.
+    weights : str or None, default=None
+        Folder of an adapter that PEFT, sentence-transformers or skpeft has saved, from
+        whose tensors it starts, and to which `shrinkage` of the estimator draws it back;
+        see `from_pretrained`. It is read in fit alone. None: it starts as the identity.
+    frozen : bool, default=False
+        Whether the tensors of `weights` stay as they are, so that only a head is fitted.
 
     References
     ----------
     .. [1] Hu et al. (2022). LoRA: Low-Rank Adaptation of Large Language Models. ICLR.
     .. [2] Kalajdzievski (2023). A Rank Stabilization Scaling Factor for Fine-Tuning
        with LoRA. arXiv:2312.03732.
+    .. [3] Liu et al. (2024). DoRA: Weight-Decomposed Low-Rank Adaptation. ICML.
 
     Examples
     --------
@@ -52,8 +74,11 @@ class LoRA(Adapter):
         "rank": [Interval(Integral, 1, None, closed="left")],
         "alpha": [Interval(Real, 0, None, closed="neither"), None],
         "dropout": [Interval(Real, 0, 1, closed="left")],
-        "roles": ["array-like"],
+        "roles": ["array-like", None],
         "rank_stabilized": ["boolean"],
+        "use_dora": ["boolean"],
+        "weights": [str, None],
+        "frozen": ["boolean"],
     }
 
     def __init__(
@@ -62,14 +87,53 @@ class LoRA(Adapter):
         *,
         alpha: float | None = None,
         dropout: float = 0.0,
-        roles: Sequence[str] = ("query", "value"),
+        roles: Sequence[str] | None = ("query", "value"),
         rank_stabilized: bool = False,
+        use_dora: bool = False,
+        weights: str | None = None,
+        frozen: bool = False,
     ) -> None:
         self.rank = rank
         self.alpha = alpha
         self.dropout = dropout
         self.roles = roles
         self.rank_stabilized = rank_stabilized
+        self.use_dora = use_dora
+        self.weights = weights
+        self.frozen = frozen
+
+    @classmethod
+    def from_pretrained(
+        cls, folder: str | os.PathLike, *, frozen: bool = False
+    ) -> "LoRA":
+        """Spec of a trained adapter, saved by PEFT, sentence-transformers or skpeft.
+
+        Its parameters are those of the saved one. The blocks are those that it adapts:
+        leave ``layers="auto"`` in the estimator.
+
+        Parameters
+        ----------
+        folder : str or path
+            Holds ``adapter_config.json`` and ``adapter_model.safetensors``.
+        frozen : bool, default=False
+            Whether its tensors stay as they are, so that only a head is fitted, in place
+            of being where training starts.
+
+        Returns
+        -------
+        LoRA
+            To be passed as `adapter` of an estimator.
+
+        Raises
+        ------
+        OSError
+            If a file is missing.
+        ValueError
+            If a file is damaged, or the adapter is none that skpeft can compute.
+        """
+        from skpeft.adapters._peft import spec_from_folder
+
+        return spec_from_folder(cls, folder, frozen)
 
     @property
     def scaling(self) -> float:
@@ -78,27 +142,41 @@ class LoRA(Adapter):
         return alpha / (math.sqrt(self.rank) if self.rank_stabilized else self.rank)
 
     def target_roles(self) -> tuple[str, ...]:
-        """Roles at which the method acts."""
-        return tuple(self.roles)
+        """Roles at which the method acts; none named where it is all."""
+        return () if self.roles is None else tuple(self.roles)
+
+    def roles_in(self, table: Mapping[str, str]) -> tuple[str, ...]:
+        """Roles of one encoder at which the method acts."""
+        if self.roles is None:
+            return linear_roles(table)
+        return super().roles_in(table)
 
     def validate(self) -> None:
         """Check the parameters; raises `ValueError` naming the one that is wrong."""
         super().validate()
-        if not len(self.roles):
-            raise ValueError(
-                f"roles={self.roles!r} was given to LoRA, which would train nothing. Name at "
-                "least one role, such as 'query', or use adapter=None."
-            )
+        if self.roles is not None:
+            check_roles(self)
+        check_start(self)
 
     def wrap(
-        self, layer: nn.Linear, role: str, generator: torch.Generator
+        self, layer: nn.Module, role: str, generator: torch.Generator
     ) -> nn.Module:
         """Return `layer` with a low-rank update beside it."""
-        return LoRALinear(layer, self.rank, self.scaling, self.dropout, generator)
+        if not self.use_dora:
+            return LoRALinear(layer, self.rank, self.scaling, self.dropout, generator)
+        if isinstance(layer, AdaptedLayer):
+            raise ValueError(
+                f"LoRA(use_dora=True) comes after another adapter on the role {role!r}, "
+                "but it needs the frozen weight itself. Put it first in the list."
+            )
+        return DoRALinear(layer, self.rank, self.scaling, self.dropout, generator)
 
     def count(self, sites: dict[str, tuple[int, int]]) -> int:
-        """``rank * (in + out)`` for each layer."""
-        return sum(self.rank * (n_in + n_out) for n_in, n_out in sites.values())
+        """``rank * (in + out)`` for each layer, with `use_dora` another ``out``."""
+        return sum(
+            self.rank * (n_in + n_out) + self.use_dora * n_out
+            for n_in, n_out in sites.values()
+        )
 
 
 class LoRALinear(AdaptedLayer):
@@ -106,23 +184,77 @@ class LoRALinear(AdaptedLayer):
 
     def __init__(
         self,
-        base: nn.Linear,
+        base: nn.Module,
         rank: int,
         scaling: float,
         dropout: float,
         generator: torch.Generator,
     ) -> None:
         super().__init__(base)
-        bound = 1.0 / math.sqrt(base.in_features)  # as kaiming_uniform_(a=sqrt(5))
-        down = torch.empty(rank, base.in_features, dtype=torch.float32, device="cpu")
+        n_in, n_out = widths(base)
+        bound = 1.0 / math.sqrt(n_in)  # as kaiming_uniform_(a=sqrt(5))
+        down = torch.empty(rank, n_in, dtype=torch.float32, device="cpu")
         self.lora_A = nn.Parameter(down.uniform_(-bound, bound, generator=generator))
         self.lora_B = nn.Parameter(
-            torch.zeros(base.out_features, rank, dtype=torch.float32, device="cpu")
+            torch.zeros(n_out, rank, dtype=torch.float32, device="cpu")
         )
         self.scaling = scaling
         self.dropout = GeneratorDropout(dropout)
 
+    def update(self, x: Tensor) -> Tensor:
+        """What the low-rank update adds, (..., in) to (..., out)."""
+        return self.scaling * (self.dropout(x) @ self.lora_A.T @ self.lora_B.T)
+
     def forward(self, x: Tensor) -> Tensor:
         """Map (..., in) to (..., out)."""
-        update = self.dropout(x) @ self.lora_A.T @ self.lora_B.T
-        return self.base(x) + self.scaling * update
+        return self.base(x) + self.update(x)
+
+    def merged(self) -> nn.Module | None:
+        """Linear layer of the updated weight."""
+        linear = folded(self.base)
+        if linear is not None:
+            linear.weight.data += (self.scaling * self.lora_B @ self.lora_A).detach()
+        return linear
+
+
+class DoRALinear(LoRALinear):
+    """A frozen linear layer, its low-rank update, and the lengths of the weight's rows."""
+
+    def __init__(
+        self,
+        base: nn.Module,
+        rank: int,
+        scaling: float,
+        dropout: float,
+        generator: torch.Generator,
+    ) -> None:
+        super().__init__(base, rank, scaling, dropout, generator)
+        n_out = len(self.lora_B)
+        self.magnitude = nn.Parameter(
+            torch.zeros(n_out, dtype=torch.float32, device="cpu")
+        )
+
+    def factor(self) -> Tensor:
+        """What each row of the updated weight is multiplied with, of shape (out,)."""
+        weight = self.base.weight
+        with torch.no_grad():
+            updated = weight + self.scaling * self.lora_B @ self.lora_A
+            ratio = weight.norm(dim=1) / updated.norm(dim=1)
+        # A row of zeros has no length to keep: it stays as the update makes it.
+        ratio = torch.where(ratio.isfinite() & (ratio > 0), ratio, 1.0)
+        return ratio * (1.0 + self.magnitude)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (..., in) to (..., out)."""
+        plain = nn.functional.linear(x, self.base.weight)
+        output = self.factor() * (plain + self.update(x))
+        if self.base.bias is not None:
+            output = output + self.base.bias
+        return output.to(plain.dtype)
+
+    def merged(self) -> nn.Module | None:
+        """Linear layer of the updated weight."""
+        linear = super().merged()
+        if linear is not None:
+            linear.weight.data *= self.factor().detach()[:, None]  # type: ignore[operator]
+        return linear

@@ -4,6 +4,8 @@
 name or folder of a text model.
 """
 
+from pathlib import Path
+
 from sklearn.base import clone
 
 from skpeft.encoders._families import FAMILIES
@@ -67,4 +69,9 @@ def resolve_encoder(encoder):
             "into ArrayEncoder(module=...)."
         )
     spec.validate()
+    model = getattr(spec, "model", None)
+    if isinstance(model, str) and model and Path(model).is_dir():
+        spec.model = str(
+            Path(model).resolve()
+        )  # holds in another working directory too
     return spec

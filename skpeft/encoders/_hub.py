@@ -71,6 +71,8 @@ def check_reachable(name: str, revision: str | None) -> None:
     OSError
         If it has not, or cannot be reached within 10 seconds.
     """
+    if Path(name).expanduser().is_absolute():
+        raise OSError("there is no such folder")
     from huggingface_hub import HfApi
 
     try:

@@ -5,6 +5,8 @@ import weakref
 from collections.abc import Callable, Hashable
 from typing import Any
 
+from skpeft._cache import STATES
+
 _lock = threading.RLock()
 _alive: weakref.WeakValueDictionary = weakref.WeakValueDictionary()
 _fingerprints: dict[Hashable, Hashable] = {}
@@ -39,7 +41,7 @@ def get(key: Hashable, load: Callable[[], Any], *, share: bool = True) -> Any:
 
 
 def clear_cache() -> None:
-    """Forget all encoders that are held for later use.
+    """Forget all encoders and hidden states that are held for later use.
 
     Memory is returned as soon as no fitted estimator uses an encoder any more.
 
@@ -53,10 +55,16 @@ def clear_cache() -> None:
         _most_recent = None
         _fingerprints.clear()
         _alive.clear()
+    STATES.clear()
 
 
 def _content(loaded: Any) -> tuple:
-    """What makes two loaded objects the same: tensors, function, device and dtype."""
+    """What makes two loaded objects the same: tensors, function, device and dtype.
+
+    Of the function, a probe shows what a few short samples do; a configuration may say
+    more, such as how far tokens of long texts see.
+    """
     weight = next(loaded.module.parameters())
     probe = None if loaded.probe is None else loaded.probe.tobytes()
-    return loaded.fingerprint, probe, str(weight.device), str(weight.dtype)
+    config = getattr(loaded, "config", None)
+    return loaded.fingerprint, probe, config, str(weight.device), str(weight.dtype)

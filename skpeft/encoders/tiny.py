@@ -14,6 +14,7 @@ from skpeft.encoders._tiny import ROLE_TABLE, TinyTransformer, WordEmbedding, se
 from skpeft.encoders.base import Backbone, Encoder, Item, digest, pad
 
 _N_BUCKETS = 2048
+N_HEADS = 4
 
 
 class TinyTextEncoder(Encoder):
@@ -75,7 +76,7 @@ class TinyTextEncoder(Encoder):
     def _build(self, device: torch.device, dtype: torch.dtype) -> Backbone:
         def build() -> nn.Module:
             embed = WordEmbedding(_N_BUCKETS, self.max_length, self.hidden_size)
-            return TinyTransformer(embed, self.hidden_size, self.n_layers, n_heads=4)
+            return TinyTransformer(embed, self.hidden_size, self.n_layers, N_HEADS)
 
         module = seeded(build, self.seed)
         fingerprint = digest(module, self.max_length)
@@ -87,7 +88,11 @@ class TinyTextBackbone(Backbone):
 
     def __init__(self, module: nn.Module, max_length: int, fingerprint: str) -> None:
         super().__init__(
-            module, fingerprint=fingerprint, role_table=ROLE_TABLE, family="tiny"
+            module,
+            fingerprint=fingerprint,
+            role_table=ROLE_TABLE,
+            family="tiny",
+            n_heads=N_HEADS,
         )
         self.max_length = max_length
 

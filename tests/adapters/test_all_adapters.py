@@ -7,6 +7,7 @@ A new method is one row in `METHODS`. Where a method differs, its spec says so
 import functools
 import hashlib
 import pickle
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -14,10 +15,24 @@ import torch
 from numpy.random import RandomState
 
 from skpeft import AdapterClassifier
+from skpeft._export import private_module
 from skpeft._network import AdapterNetwork, layer_indices
 from skpeft._training import History, Rows, Settings, train
-from skpeft.adapters import ADAPTERS, ROLES, Bottleneck, FullFineTuning, LoRA
-from skpeft.encoders import ArrayEncoder, TextEncoder, TinyTextEncoder
+from skpeft.adapters import (
+    ADAPTERS,
+    IA3,
+    ROLES,
+    BitFit,
+    Bottleneck,
+    Combination,
+    FullFineTuning,
+    LadderSide,
+    LayerNormTuning,
+    LoRA,
+    Prefix,
+)
+from skpeft.adapters.base import AdaptedLayer, unwrapped, widths
+from skpeft.encoders import FAMILIES, ArrayEncoder, TextEncoder, TinyTextEncoder
 from skpeft.objectives import Contrastive
 
 METHODS = {
@@ -27,10 +42,19 @@ METHODS = {
     "bottleneck-houlsby": Bottleneck(8),
     "bottleneck-pfeiffer": Bottleneck(8, placement="pfeiffer"),
     "bottleneck-parallel": Bottleneck(8, placement="parallel", dropout=0.1),
+    "bottleneck-learned-scale": Bottleneck(8, activation="gelu", scaling="learned"),
+    "lora-dora": LoRA(4, use_dora=True, roles=ROLES),
+    "ia3": IA3(),
+    "bitfit": BitFit(),
+    "layer-norm": LayerNormTuning(),
+    "prefix": Prefix(5),
+    "ladder": LadderSide(16),
+    "combination": Combination([LoRA(4), BitFit(), Prefix(3), LadderSide(8)]),
     "full": FullFineTuning(),
 }
-FAMILIES = ("bert", "roberta", "xlm-roberta", "mpnet", "distilbert")
-ENCODERS = (*FAMILIES, "tiny", "array")
+# These run the code of a family that is in the table, through the same role table.
+ALIKE = {"camembert", "gemma2", "llama", "mistral", "qwen2"}
+ENCODERS = (*(name for name in FAMILIES if name not in ALIKE), "tiny", "array")
 
 N_FEATURES = 3
 THINGS = ("film", "book", "small green tea pot", "song of the long winter")
@@ -112,79 +136,100 @@ def sites_of(network, method):
     """Frozen layers where a method acts, one dict of roles a block."""
     backbone = network.live.backbone
     root = backbone.module.get_submodule(backbone.root)
+    table = backbone.role_table
+    blocks = [
+        {role: block.get_submodule(table[role]) for role in method.roles_in(table)}
+        for block in root.get_submodule(table["blocks"])
+    ]
     return [
-        {
-            role: block.get_submodule(backbone.role_table[role])
-            for role in method.target_roles()
-        }
-        for block in root.get_submodule(backbone.role_table["blocks"])
+        {role: x for role, x in sites.items() if not isinstance(x, torch.nn.Identity)}
+        for sites in blocks
     ]
 
 
 def test_table_has_a_row_for_every_registered_method():
-    assert {type(spec) for spec in METHODS.values()} == set(ADAPTERS.values())
+    registered = {*ADAPTERS.values(), Combination}
+    assert {type(spec) for spec in METHODS.values()} == registered
 
 
-def test_new_network_computes_what_the_frozen_encoder_does(encoder, method):
-    frozen, adapted = build(encoder, None), build(encoder, method)
-    np.testing.assert_allclose(
-        adapted.features(items_of(adapted)),
-        frozen.features(items_of(frozen)),
-        rtol=0,
-        atol=1e-6,
-    )
+class Trained(NamedTuple):
+    """A network after some steps, and what was seen on the way."""
+
+    network: AdapterNetwork
+    frozen: np.ndarray  # features of the encoder by itself
+    fresh: np.ndarray  # features before the first step
+    start: dict[str, np.ndarray]  # trainable tensors then
+    digests: list[str]  # of the frozen tensors, before and after
+    losses: list[float]
 
 
-def test_training_changes_features_and_leaves_frozen_bits(encoder, method):
-    network = build(encoder, method)
+@pytest.fixture(scope="module")
+def trained(encoder, method):
+    """The network of one method in one encoder, trained once for several tests."""
+    frozen, network = build(encoder, None), build(encoder, method)
     items = items_of(network)
     shared = list(network.live.backbone.module.state_dict().values())
-    addresses = {tensor.data_ptr() for tensor in shared}
-    bits, features = digest(shared), network.features(items)
-    frozen = build(encoder, None).features(items)
-    fit(network)
-    assert digest(shared) == bits
-    network.live.backbone.check_unchanged()
-    trainable = network.trainable().values()
-    assert not addresses & {tensor.data_ptr() for tensor in trainable}
-    assert np.abs(network.features(items) - features).max() > 1e-6
-    np.testing.assert_array_equal(build(encoder, None).features(items), frozen)
+    features, start, before = network.features(items), network.state(), digest(shared)
+    losses = fit(network, n_epochs=8).losses
+    digests = [before, digest(shared)]
+    frozen_features = frozen.features(items)
+    return Trained(network, frozen_features, features, start, digests, losses)
 
 
-def test_every_adapter_tensor_gets_a_gradient_and_moves(encoder, method):
-    network = build(encoder, method)
+def test_new_network_computes_what_the_frozen_encoder_does(trained):
+    np.testing.assert_allclose(trained.fresh, trained.frozen, rtol=0, atol=1e-6)
+
+
+def test_training_changes_features_and_leaves_frozen_bits(trained):
+    network = trained.network
+    backbone = network.live.backbone
+    assert trained.digests[0] == trained.digests[1]
+    backbone.check_unchanged()
+    addresses = {t.data_ptr() for t in backbone.module.state_dict().values()}
+    assert not addresses & {t.data_ptr() for t in network.trainable().values()}
+    items = items_of(network)
+    assert np.abs(network.features(items) - trained.fresh).max() > 1e-6
+    again = build(network.encoder, None).features(items)
+    np.testing.assert_array_equal(again, trained.frozen)
+
+
+def test_loss_falls(trained):
+    assert trained.losses[-1] < trained.losses[0]
+
+
+def test_every_adapter_tensor_gets_a_gradient_and_moves(trained):
+    network = trained.network
     tensors = network.trainable()
-    if method.trains_encoder:  # an encoder may hold tensors its features do not use
+    if network.adapter.trains_encoder:  # some tensors of an encoder have no effect
         table = network.live.backbone.role_table
-        ends = tuple(f".{table[role]}.weight" for role in ROLES)
+        linear = [r for r in table if r != "blocks" and not r.endswith("_norm")]
+        ends = tuple(f".{table[role]}.weight" for role in linear)
         tensors = {name: t for name, t in tensors.items() if name.endswith(ends)}
-        assert len(tensors) == 3 * len(ROLES)
+        assert len(tensors) == (1 if network.live.backbone.n_calls else 3) * len(linear)
     assert tensors
-    before = {name: tensor.detach().clone() for name, tensor in tensors.items()}
-    fit(network)
     without = [n for n, t in tensors.items() if t.grad is None or not t.grad.any()]
     assert not without
-    assert not [n for n, t in tensors.items() if torch.equal(t, before[n])]
+    now = network.state()
+    assert not [n for n in tensors if (now[n] == trained.start[n]).all()]
 
 
-def test_trainable_count_is_what_the_formula_says(encoder, method):
-    network = build(encoder, method)
+def test_trainable_count_is_what_the_formula_says(trained, method):
+    network = trained.network
     found = sum(tensor.numel() for tensor in network.trainable().values())
     if method.trains_encoder:
         parameters = network.live.backbone.module.parameters()
         assert found == sum(parameter.numel() for parameter in parameters)
         return
     blocks = [
-        {role: (s.in_features, s.out_features) for role, s in sites.items()}
+        {role: widths(site) for role, site in sites.items()}
         for sites in sites_of(network, method)
     ]
-    assert len(blocks) == 3
+    assert len(blocks) == (1 if network.live.backbone.n_calls else 3)
     assert found == sum(method.count(sites) for sites in blocks)
 
 
-def test_features_do_not_depend_on_the_rows_beside(encoder, method):
-    network = build(encoder, method)
-    fit(network)
+def test_features_do_not_depend_on_the_rows_beside(trained):
+    network = trained.network
     items = items_of(network)
     together = network.features(items)
     order = RandomState(1).permutation(len(items))
@@ -195,12 +240,11 @@ def test_features_do_not_depend_on_the_rows_beside(encoder, method):
     np.testing.assert_allclose(alone, together, atol=1e-5)
 
 
-def test_state_and_pickle_give_the_same_bits_back(encoder, method):
-    network = build(encoder, method)
-    fit(network)
+def test_state_and_pickle_give_the_same_bits_back(trained):
+    network = trained.network
     items, state = items_of(network), network.state()
     expected = network.features(items)
-    other = build(encoder, method, seed=1)
+    other = build(network.encoder, network.adapter, seed=1)
     other.load_state(state)
     np.testing.assert_array_equal(other.features(items), expected)
     loaded = pickle.loads(pickle.dumps(network))
@@ -209,23 +253,59 @@ def test_state_and_pickle_give_the_same_bits_back(encoder, method):
     assert all((loaded.state()[name] == state[name]).all() for name in state)
 
 
-def test_bfloat16_trains_and_gives_finite_float32(encoder, method):
-    network = build(encoder, method, precision="bfloat16")
-    losses = fit(network).losses
+def test_merged_equals_unmerged(trained):
+    network = trained.network
+    items, bits = items_of(network), digest(network.live.module.state_dict().values())
+    expected = network.features(items)
+    merged = private_module(network)
+    found = merged(network._collate(items)).numpy()
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
+    left = [part for part in merged.modules() if isinstance(part, AdaptedLayer)]
+    can_merge = [p for p in left if type(p).merged is not AdaptedLayer.merged]
+    plain = (torch.nn.Linear, torch.nn.LayerNorm)
+    assert not [part for part in can_merge if isinstance(unwrapped(part), plain)]
+    # nothing is shared, and nothing of the network has moved
+    own, other = (
+        {t.data_ptr() for t in m.state_dict().values()}
+        for m in (merged, network.live.module)
+    )
+    assert not own & other
+    assert digest(network.live.module.state_dict().values()) == bits
+
+
+def test_bfloat16_trains_and_gives_finite_float32(trained):
+    network = build(
+        trained.network.encoder, trained.network.adapter, precision="bfloat16"
+    )
+    near = network.features(items_of(network))
+    # bfloat16 has 8 bits: a share of 1/256 a product, some of them in a row
+    gap = np.linalg.norm(near - trained.fresh)
+    assert gap < 0.1 * np.linalg.norm(trained.fresh)
+    losses = fit(network, n_epochs=2).losses
     assert np.isfinite(losses).all()
     features = network.features(items_of(network))
     assert features.dtype == np.float32
     assert np.isfinite(features).all()
     assert {t.dtype for t in network.trainable().values()} == {torch.float32}
-    exact = build(encoder, method).features(items_of(network))
-    near = build(encoder, method, precision="bfloat16").features(items_of(network))
-    # bfloat16 has 8 bits: a share of 1/256 a product, some of them in a row
-    assert np.linalg.norm(near - exact) < 0.1 * np.linalg.norm(exact)
 
 
-def test_loss_falls(encoder, method):
-    losses = fit(build(encoder, method), n_epochs=8).losses
-    assert losses[-1] < losses[0]
+@pytest.mark.parametrize("layers", [2, [0]], ids=str)
+def test_layers_choose_the_blocks_that_are_trained(encoder, method, layers):
+    if build(encoder, None).live.backbone.n_calls:  # one adapter for all repeats
+        with pytest.raises(ValueError, match=r"layers=.* share their weights"):
+            build(encoder, method, layers)
+        return
+    network = build(encoder, method, layers)
+    backbone = network.live.backbone
+    path = f"{backbone.root}.{backbone.role_table['blocks']}.".removeprefix(".")
+    names = list(network.trainable())
+    assert all(name.startswith(path) for name in names)
+    expected = {1, 2} if layers == 2 else {0}
+    assert {int(name.removeprefix(path).split(".")[0]) for name in names} == expected
+    items = items_of(network)
+    before = build(encoder, None).features(items)
+    fit(network, n_epochs=3)
+    assert np.abs(network.features(items) - before).max() > 1e-6
 
 
 @pytest.mark.parametrize(
@@ -245,20 +325,6 @@ def test_loss_falls(encoder, method):
 )
 def test_layer_indices_are_the_last_ones_or_those_named(layers, expected):
     assert layer_indices(layers, 3) == expected
-
-
-@pytest.mark.parametrize(("layers", "expected"), [(2, {1, 2}), ([0], {0})], ids=str)
-def test_layers_choose_the_blocks_that_are_trained(encoder, method, layers, expected):
-    network = build(encoder, method, layers)
-    backbone = network.live.backbone
-    path = f"{backbone.root}.{backbone.role_table['blocks']}.".removeprefix(".")
-    names = list(network.trainable())
-    assert all(name.startswith(path) for name in names)
-    assert {int(name.removeprefix(path).split(".")[0]) for name in names} == expected
-    items = items_of(network)
-    before = build(encoder, None).features(items)
-    fit(network)
-    assert np.abs(network.features(items) - before).max() > 1e-6
 
 
 @pytest.mark.parametrize("layers", [4, 0, -1, [3], [-4], [], [0.5], ["a"]], ids=str)

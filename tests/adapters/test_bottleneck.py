@@ -6,11 +6,13 @@ from threading import Barrier
 import numpy as np
 import pytest
 import torch
+from scipy.stats import norm
 from torch import nn
 
 from skpeft._network import AdapterNetwork
 from skpeft.adapters import Bottleneck, resolve_adapter
-from skpeft.adapters.bottleneck import BottleneckNetwork, ParallelBranch
+from skpeft.adapters.base import Handover, Stack
+from skpeft.adapters.bottleneck import BottleneckNetwork
 from skpeft.encoders import TinyTextEncoder
 
 N_IN, N_INNER, N_OUT, WIDTH = 6, 10, 7, 3
@@ -56,7 +58,8 @@ def rows(n=5):
 def test_serial_bottleneck_equals_the_formula():
     site = linear(N_IN, N_OUT, 0)
     spec = Bottleneck(WIDTH, placement="pfeiffer")
-    layer = randomise(spec.attach({"ffn_out": site}, torch.Generator())["ffn_out"])
+    (layers,) = spec.attach(Stack([{"ffn_out": site}]), torch.Generator())
+    layer = randomise(layers["ffn_out"])
     hidden = site(rows()).numpy()
     expected = hidden + by_hand(layer.network, hidden)
     np.testing.assert_allclose(layer(rows()).detach().numpy(), expected, rtol=1e-12)
@@ -66,13 +69,45 @@ def test_serial_bottleneck_equals_the_formula():
 def test_parallel_bottleneck_equals_the_formula():
     frozen = sites()
     spec = Bottleneck(WIDTH, placement="parallel")
-    adapted = randomise(nn.ModuleDict(spec.attach(frozen, torch.Generator())))
+    (layers,) = spec.attach(Stack([frozen]), torch.Generator())
+    adapted = randomise(nn.ModuleDict(layers))
     x = rows()
     found = adapted["ffn_out"](adapted["ffn_in"](x).relu())
-    network = adapted["ffn_in"].branch.network
+    network = adapted["ffn_in"].network
     feed_forward = frozen["ffn_out"](frozen["ffn_in"](x).relu()).numpy()
     expected = feed_forward + 4.0 * by_hand(network, x.numpy())
     np.testing.assert_allclose(found.detach().numpy(), expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize("scaling", [None, 0.5, "learned"], ids=str)
+@pytest.mark.parametrize(
+    ("activation", "function"),
+    [
+        ("tanh", np.tanh),
+        ("silu", lambda x: x / (1 + np.exp(-x))),
+        ("gelu", lambda x: x * norm.cdf(x)),
+    ],
+)
+def test_bottleneck_with_other_non_linearity_and_factor(activation, function, scaling):
+    spec = Bottleneck(
+        WIDTH, placement="pfeiffer", activation=activation, scaling=scaling
+    )
+    site = linear(N_IN, N_OUT, 0)
+    (layers,) = spec.attach(Stack([{"ffn_out": site}]), torch.Generator())
+    network = layers["ffn_out"].network
+    start = {None: 1.0, 0.5: 0.5, "learned": 1.0}[scaling]
+    assert float(network.scaling) == start
+    randomise(layers["ffn_out"])
+    hidden = site(rows()).numpy()
+    down, down_bias, up, up_bias = (
+        tensor.detach().numpy()
+        for tensor in (network.down, network.down_bias, network.up, network.up_bias)
+    )
+    inner = function(hidden @ down.T + down_bias) @ up.T + up_bias
+    found = layers["ffn_out"](rows()).detach().numpy()
+    np.testing.assert_allclose(
+        found, hidden + float(network.scaling) * inner, rtol=1e-6
+    )
 
 
 @pytest.mark.parametrize(
@@ -113,9 +148,9 @@ def parallel_network(n_layers=2):
     return network
 
 
-def branches(network):
+def handovers(network):
     modules = network.live.module.modules()
-    return [part for part in modules if isinstance(part, ParallelBranch)]
+    return [part for part in modules if isinstance(part, Handover)]
 
 
 def test_parallel_network_serves_two_threads_at_once():
@@ -145,8 +180,10 @@ def test_parallel_network_serves_two_threads_at_once():
 def test_parallel_network_keeps_no_state_after_a_call():
     network = parallel_network()
     network.features(network.prepare(["good film"]))
-    assert len(branches(network)) == 2
-    assert not any(vars(branch.waiting) for branch in branches(network))
+    assert len(handovers(network)) == 2
+    for waiting in handovers(network):
+        with pytest.raises(KeyError):
+            waiting.take()
 
 
 def test_parallel_network_after_a_failed_call_gives_the_right_answer():

@@ -12,7 +12,7 @@ from torch import nn
 from skpeft import AdapterClassifier
 from skpeft._network import AdapterNetwork
 from skpeft.adapters import ROLES, LoRA, resolve_adapter
-from skpeft.adapters.lora import LoRALinear
+from skpeft.adapters.lora import DoRALinear, LoRALinear
 from skpeft.encoders import TinyTextEncoder
 
 N_IN, N_OUT, RANK = 12, 20, 4
@@ -33,6 +33,8 @@ def adapted_layer(spec, seed=0):
     layer = spec.wrap(frozen_layer(), "query", generator)
     with torch.no_grad():
         layer.lora_B.normal_(generator=generator)
+        if spec.use_dora:
+            layer.magnitude.normal_(std=0.3, generator=generator)
     return layer
 
 
@@ -52,6 +54,7 @@ def close(found, expected):
         ({}, 2.0),
         ({"alpha": 2}, 0.5),
         ({"alpha": 2, "rank_stabilized": True}, 1.0),
+        ({"alpha": 2, "use_dora": True}, 0.5),
     ],
     ids=str,
 )
@@ -62,6 +65,7 @@ def test_lora_forward_and_gradients_equal_those_of_peft(parameters, scaling):
         r=RANK,
         lora_alpha=parameters.get("alpha", 2 * RANK),
         use_rslora=parameters.get("rank_stabilized", False),
+        use_dora=parameters.get("use_dora", False),
         target_modules=["site"],
     )
     theirs = nn.ModuleDict({"site": frozen_layer()})
@@ -70,6 +74,9 @@ def test_lora_forward_and_gradients_equal_those_of_peft(parameters, scaling):
     with torch.no_grad():
         down.copy_(ours.lora_A)
         up.copy_(ours.lora_B)
+        if ours.__class__ is DoRALinear:
+            lengths = ours.base.weight.norm(dim=1) * (1.0 + ours.magnitude)
+            theirs.lora_magnitude_vector["default"].weight.copy_(lengths)
     assert theirs.scaling["default"] == pytest.approx(scaling)
     x, cotangent = normal(3, 5, N_IN), normal(3, 5, N_OUT, seed=2)
     our_x, their_x = (x.clone().requires_grad_() for _ in range(2))
@@ -80,6 +87,33 @@ def test_lora_forward_and_gradients_equal_those_of_peft(parameters, scaling):
     close(ours.lora_A.grad, down.grad)
     close(ours.lora_B.grad, up.grad)
     close(our_x.grad, their_x.grad)
+    if parameters.get("use_dora"):
+        grad = theirs.lora_magnitude_vector["default"].weight.grad
+        close(ours.magnitude.grad, grad * ours.base.weight.norm(dim=1))
+
+
+def test_dora_keeps_the_lengths_of_rows_times_the_learned_factor():
+    layer = adapted_layer(LoRA(3, use_dora=True))
+    weight = layer.merged().weight
+    expected = layer.base.weight.norm(dim=1) * (1.0 + layer.magnitude).abs()
+    close(weight.norm(dim=1), expected)
+    updated = layer.base.weight + layer.scaling * layer.lora_B @ layer.lora_A
+    cosine = torch.cosine_similarity(weight, updated, dim=1)
+    close(cosine, (1.0 + layer.magnitude).sign())
+
+
+def test_dora_of_a_row_of_zeros_is_finite():
+    base = frozen_layer()
+    with torch.no_grad():
+        base.weight[2] = 0.0
+    layer = LoRA(3, use_dora=True).wrap(base, "query", torch.Generator())
+    x = normal(4, N_IN)
+    close(layer(x), base(x))
+    layer(x).sum().backward()
+    with torch.no_grad():
+        layer.lora_B.normal_(generator=torch.Generator().manual_seed(0))
+    close((layer(x) - base(x))[:, 2], layer.update(x)[:, 2])
+    assert all(t.grad.isfinite().all() for t in (layer.lora_B, layer.magnitude))
 
 
 @pytest.mark.parametrize("spec", [LoRA(3), LoRA(3, alpha=1, rank_stabilized=True)])

@@ -43,5 +43,21 @@ def test_resolve_adapter_of_unknown_name_tells_the_nearest():
 
 @pytest.mark.parametrize("adapter", [LoRA, 4, {"rank": 4}], ids=str)
 def test_resolve_adapter_of_something_else_is_a_type_error(adapter):
-    with pytest.raises(TypeError, match="name, an instance of an adapter or None"):
+    with pytest.raises(TypeError, match="must be a name, a spec of an adapter, a list"):
         resolve_adapter(adapter)
+
+
+def test_list_of_names_and_specs_stands_for_their_specs():
+    spec = resolve_adapter(["lora", Bottleneck(4)])
+    assert [type(member).__name__ for member in spec.members] == ["LoRA", "Bottleneck"]
+    with pytest.raises(ValueError, match=r"'lra' is not a known adapter.*'lora'\?"):
+        resolve_adapter(["lra"])
+
+
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [("LoRA", "lora"), ("LayerNormTuning", "layer_norm"), ("LadderSide", "ladder")],
+)
+def test_resolve_adapter_of_the_name_of_a_class_tells_the_short_one(name, near):
+    with pytest.raises(ValueError, match=rf"Did you mean '{near}'\?"):
+        resolve_adapter(name)

@@ -3,18 +3,25 @@
 import numpy as np
 import pytest
 import torch
+import transformers
 from torch import nn
 
 from skpeft import AdapterClassifier
 from skpeft._network import AdapterNetwork, find_site
-from skpeft.adapters import ROLES, LoRA
+from skpeft.adapters import ROLES, LadderSide, LoRA
 from skpeft.adapters.lora import LoRALinear
 from skpeft.encoders import FAMILIES, ArrayEncoder, TextEncoder, TinyTextEncoder
 from tests import models
 
 LABELS = [0, 1, 0, 1, 0, 1, 0]
 CPU = torch.device("cpu")
-ELECTRA = FAMILIES["bert"]
+# A family that has no role table; its layers have the names of BERT's.
+UNKNOWN = "megatron-bert"
+TABLE = FAMILIES["bert"]
+
+
+def linear_roles(table):
+    return [r for r in table if r != "blocks" and not r.endswith("_norm")]
 
 
 def load(encoder, n_features=1):
@@ -44,48 +51,85 @@ def batch_of(backbone):
 
 def test_roles_are_linear_layers_of_the_right_shape(backbone):
     blocks = blocks_of(backbone)
-    assert len(blocks) == 3
+    assert len(blocks) == (1 if backbone.n_calls else 3)
     width = models.WIDTH
+    roles = linear_roles(backbone.role_table)
     for block in blocks:
-        sites = {role: find_site(block, role, backbone.role_table) for role in ROLES}
-        assert len({id(site) for site in sites.values()}) == len(ROLES)
-        for role in ROLES[:4]:
-            assert (sites[role].in_features, sites[role].out_features) == (width, width)
-        inner = sites["ffn_in"].out_features
+        sites = {role: find_site(block, role, backbone.role_table) for role in roles}
+        assert len({id(site) for site in sites.values()}) == len(roles)
+        shapes = {r: (site.in_features, site.out_features) for r, site in sites.items()}
+        grouped = width // 2 if backbone.family in models.DECODERS else width
+        if "query_key_value" in shapes:
+            assert shapes["query_key_value"] == (width, 3 * width)
+        else:
+            assert shapes["query"] == (width, width)
+            assert shapes["key"] == shapes["value"] == (width, grouped)
+        assert shapes["attention_output"] == (width, width)
+        inner, out = shapes["ffn_out"]
         assert inner > width
-        assert (sites["ffn_in"].in_features, sites["ffn_out"].out_features) == (
-            width,
-            width,
-        )
-        assert sites["ffn_out"].in_features == inner
+        assert out == width
+        is_gated = backbone.family == "modernbert"  # gate and values in one layer
+        assert shapes["ffn_in"] == (width, inner * (2 if is_gated else 1))
+        assert shapes.get("ffn_gate", (width, inner)) == (width, inner)
+
+
+def test_linear_layers_of_a_block_all_have_a_role(backbone):
+    for block in blocks_of(backbone):
+        found = {n for n, part in block.named_modules() if isinstance(part, nn.Linear)}
+        roles = linear_roles(backbone.role_table)
+        assert found == {backbone.role_table[role] for role in roles}
+
+
+def test_normalisations_of_a_block_all_have_a_role(backbone):
+    # Those of single heads, which some decoders have, are no place for adapters.
+    roles = [role for role in backbone.role_table if role.endswith("_norm")]
+    assert len(roles) >= 2
+    paths = {backbone.role_table[role] for role in roles}
+    for block in blocks_of(backbone):
+        found = {
+            name
+            for name, part in block.named_modules()
+            if getattr(part, "weight", None) is not None
+            and part.weight.ndim == 1
+            and len(part.weight) == models.WIDTH
+        }
+        left_out = {p for p in paths if isinstance(block.get_submodule(p), nn.Identity)}
+        assert found == paths - left_out
 
 
 def test_roles_run_in_the_order_in_which_data_passes(backbone):
     seen = []
+    roles = linear_roles(backbone.role_table)
     handles = [
         find_site(block, role, backbone.role_table).register_forward_hook(
             lambda *_, place=(i, role): seen.append(place)
         )
         for i, block in enumerate(blocks_of(backbone))
-        for role in ROLES
+        for role in roles
     ]
     with torch.no_grad():
         backbone.module(batch_of(backbone))
     for handle in handles:
         handle.remove()
-    assert len(seen) == 3 * len(ROLES)
-    for i in range(3):
-        roles = [role for block, role in seen if block == i]
-        assert set(roles[:3]) == {"query", "key", "value"}
-        assert roles[3:] == ["attention_output", "ffn_in", "ffn_out"]
-    assert [block for block, _ in seen] == sorted(block for block, _ in seen)
+    blocks = [block for block, _ in seen]
+    assert blocks == sorted(blocks)
+    assert set(blocks) == set(range(len(blocks_of(backbone))))
+    for i in set(blocks):
+        once = list(dict.fromkeys(role for block, role in seen if block == i))
+        attention, rest = once[:-3], once[-3:]
+        if "ffn_gate" in roles:
+            attention, rest = once[:-4], once[-4:]
+            assert rest == ["attention_output", "ffn_gate", "ffn_in", "ffn_out"]
+        else:
+            assert rest == ["attention_output", "ffn_in", "ffn_out"]
+        assert set(attention) in ({"query", "key", "value"}, {"query_key_value"})
 
 
 def test_query_and_key_decide_where_to_look_and_value_what_is_seen(backbone):
     # With queries (or keys) of zero all tokens are looked at alike: the values are
-    # averaged, so what goes into the output projection is the same at every token.
-    # With values of zero nothing is seen. This tells the three apart, but for the
-    # order of query and key, which the formula of attention treats alike.
+    # averaged, so what goes into the output projection is the same at every token that
+    # sees the same others. With values of zero nothing is seen. This tells the three
+    # apart, but for the order of query and key, which attention treats alike.
     network_module = backbone.share_module()
     root = network_module.get_submodule(backbone.root)
     block = root.get_submodule(backbone.role_table["blocks"])[0]
@@ -98,27 +142,40 @@ def test_query_and_key_decide_where_to_look_and_value_what_is_seen(backbone):
     find_site(block, "attention_output", backbone.role_table).register_forward_pre_hook(
         look
     )
+    fused = "query_key_value" in backbone.role_table
 
-    def mixed_without(role):
+    def mixed_without(part):
+        role = "query_key_value" if fused else part
+
+        def blank(module, arguments, output):
+            if not fused:
+                return torch.zeros_like(output)
+            parts = dict(
+                zip(("query", "key", "value"), output.chunk(3, -1), strict=True)
+            )
+            parts[part] = torch.zeros_like(parts[part])
+            return torch.cat(list(parts.values()), dim=-1)
+
         site = find_site(block, role, backbone.role_table)
-        handle = site.register_forward_hook(lambda *a: torch.zeros_like(a[2]))
+        handle = site.register_forward_hook(blank)
         with torch.no_grad():
             network_module(batch)
         handle.remove()
         return seen["mixed"][0]
 
-    relative = backbone.family == "mpnet"  # its position bias stays without a query
-    for role in ("query", "key"):
-        mixed = mixed_without(role)
+    # Positions count without a query in some, others see only what is before or near.
+    all_alike = backbone.family not in {"mpnet", "deberta-v2", *models.DECODERS}
+    for part in ("query", "key"):
+        mixed = mixed_without(part)
         assert mixed.abs().max() > 1e-3
-        if not relative:
+        if all_alike:
             torch.testing.assert_close(mixed, mixed[:1].expand_as(mixed))
     assert not mixed_without("value").any()
 
 
 def test_unknown_family_is_refused_with_all_that_helps(plain_folder):
-    folder = str(plain_folder("electra"))
-    with pytest.raises(ValueError, match="'electra' is not known") as caught:
+    folder = str(plain_folder(UNKNOWN))
+    with pytest.raises(ValueError, match=f"'{UNKNOWN}' is not known") as caught:
         AdapterClassifier(folder).fit(models.TEXTS, LABELS)
     message = str(caught.value)
     for family in FAMILIES:
@@ -130,14 +187,14 @@ def test_unknown_family_is_refused_with_all_that_helps(plain_folder):
 
 
 def test_unknown_family_works_without_adapter_and_in_full(plain_folder):
-    folder = str(plain_folder("electra"))
+    folder = str(plain_folder(UNKNOWN))
     for adapter in (None, "full"):
         clf = AdapterClassifier(folder, adapter=adapter, max_epochs=1, random_state=0)
         assert len(clf.fit(models.TEXTS, LABELS).predict(models.TEXTS)) == len(LABELS)
 
 
 def test_role_table_given_makes_an_unknown_family_work(plain_folder):
-    encoder = TextEncoder(str(plain_folder("electra")), role_table=ELECTRA)
+    encoder = TextEncoder(str(plain_folder(UNKNOWN)), role_table=TABLE)
     adapter = LoRA(2, roles=ROLES)
     clf = AdapterClassifier(encoder, adapter=adapter, layers=None, random_state=0)
     clf.fit(models.TEXTS, LABELS)
@@ -245,3 +302,30 @@ def test_block_that_is_the_module_itself_takes_layers_of_one():
         seed=0,
     )
     assert sum(t.numel() for t in network.trainable().values()) == 8
+
+
+def test_albert_whose_groups_hold_several_layers_is_not_taken_as_known(tmp_path):
+    config = models.config_of("albert")
+    config.inner_group_num = 2
+    transformers.AlbertModel(config).save_pretrained(tmp_path)
+    models.tokenizer_of("albert").save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="'albert' is not known"):
+        AdapterClassifier(str(tmp_path)).fit(models.TEXTS, LABELS)
+
+
+@pytest.mark.parametrize(("n_layers", "n_groups"), [(4, 2), (4, 3)])
+def test_albert_of_several_groups_trains_one_adapter_a_group(
+    tmp_path, n_layers, n_groups
+):
+    config = models.config_of("albert")
+    config.num_hidden_layers, config.num_hidden_groups = n_layers, n_groups
+    transformers.AlbertModel(config).save_pretrained(tmp_path)
+    models.tokenizer_of("albert").save_pretrained(tmp_path)
+    for adapter, n_tensors in ((LoRA(2), 4), (LadderSide(4), 4)):
+        clf = AdapterClassifier(str(tmp_path), adapter=adapter, random_state=0)
+        clf.fit(models.TEXTS, LABELS)
+        network = clf._network
+        assert len(network.trainable()) == n_groups * n_tensors
+        found = clf.transform(models.TEXTS)
+        network.resumes, network._halves = False, None
+        np.testing.assert_allclose(clf.transform(models.TEXTS), found, atol=1e-5)

@@ -105,6 +105,21 @@ def test_folders_with_unlike_content_do_not_share(plain_folder):
     assert one._network.fingerprint != other._network.fingerprint
 
 
+def test_models_that_differ_only_on_long_texts_do_not_share(tmp_path):
+    plain = models.save_plain(tmp_path / "plain", "mistral")
+    config = json.loads((plain / "config.json").read_text())
+    near = shutil.copytree(plain, tmp_path / "near")
+    (near / "config.json").write_text(json.dumps(config | {"sliding_window": 9}))
+    one, other = (load(TextEncoder(str(folder))) for folder in (plain, near))
+    text = models.TEXTS[4]
+    batches = [backbone.collate(backbone.prepare([text])) for backbone in (one, other)]
+    with torch.no_grad():
+        features = [b.module(x) for b, x in zip((one, other), batches, strict=True)]
+    assert (features[0] - features[1]).abs().max() > 1e-3
+    expected = torch.from_numpy(models.load(near).encode([text]))
+    torch.testing.assert_close(features[1], expected, atol=1e-5, rtol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("change", "name"),
     [

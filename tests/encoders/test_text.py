@@ -51,6 +51,21 @@ def test_text_encoder_of_pooled_folder_equals_encode(pooled_folder, family, pool
     assert_same(np.linalg.norm(found, axis=1), 1)
 
 
+@pytest.mark.parametrize("family", models.DECODERS)
+def test_last_token_of_a_decoder_padded_on_the_left_is_that_of_encode(
+    pooled_folder, family
+):
+    folder = pooled_folder(family, "lasttoken")
+    model = models.load(folder)
+    assert model.tokenizer.padding_side == "left"
+    expected = model.encode(models.TEXTS)
+    assert_same(embed(TextEncoder(str(folder)), models.TEXTS), expected)
+    clf = AdapterClassifier(str(folder), adapter="lora", random_state=0)
+    clf.fit(models.TEXTS, np.arange(len(models.TEXTS)) % 2)
+    assert clf.loss_curve_[-1] < clf.loss_curve_[0]
+    assert_same(model.encode(models.TEXTS), expected)
+
+
 @pytest.mark.parametrize("pooling", POOLINGS)
 def test_pooling_given_equals_encode_with_that_pooling(plain_folder, pooling):
     folder = plain_folder("bert")
