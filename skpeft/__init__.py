@@ -7,10 +7,13 @@ __version__ = "0.1.0"
 # Public names and the modules that hold them. They are imported on first use, so that
 # `import skpeft` needs neither torch nor transformers.
 _PUBLIC = {
+    "AdapterBank": "skpeft.bank",
     "AdapterClassifier": "skpeft.classifier",
     "AdapterRegressor": "skpeft.regressor",
     "AdapterScores": "skpeft.scores",
+    "cache_info": "skpeft._cache",
     "clear_cache": "skpeft.encoders",
+    "config_context": "skpeft._cache",
     "adapters": None,
     "encoders": None,
     "objectives": None,

@@ -1,6 +1,8 @@
 """Resuming from hidden states below the first adapted block changes no feature."""
 
 import copy
+import pickle
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -8,9 +10,18 @@ import torch
 import transformers
 from torch import nn
 
-from skpeft import AdapterClassifier, AdapterRegressor, _prefix
+from skpeft import (
+    AdapterClassifier,
+    AdapterRegressor,
+    _network,
+    _prefix,
+    cache_info,
+    clear_cache,
+    config_context,
+)
+from skpeft._cache import StateCache
 from skpeft._network import AdapterNetwork
-from skpeft.adapters import Bottleneck, LoRA
+from skpeft.adapters import Bottleneck, Combination, LadderSide, LoRA
 from skpeft.encoders import FAMILIES, ArrayEncoder, TextEncoder, TinyTextEncoder
 from skpeft.encoders.base import tensor_state
 from tests import models
@@ -34,25 +45,45 @@ def network_of(encoder, layers=1, adapter=None, n_features=1, precision="float32
     return network
 
 
+@pytest.fixture(autouse=True)
+def _empty_cache():
+    clear_cache()
+    yield
+    clear_cache()
+
+
+def whole(network, items):
+    """Features of each item by itself, through all blocks."""
+    with torch.no_grad():
+        rows = [network.live.module(network._collate([item])) for item in items]
+    return torch.cat(rows).numpy()
+
+
 def check_resumed(network, samples):
-    """Features inside `frozen_states` are those outside, and really resumed."""
+    """Features are those of all blocks, and come from what is kept."""
     items = network.prepare(samples)
-    expected = network.features(items)
+    expected = whole(network, items)
+    network.remember(items)
+    assert network.resumes
+    assert cache_info().n_samples == len({_network._content(item) for item in items})
     lower_calls = []
     root = network.live.module.get_submodule(network.live.backbone.root)
     blocks = root.get_submodule(network.live.backbone.role_table["blocks"])
-    with network.frozen_states(items):
-        assert len(network._states) == len(items)
-        hook = blocks[0].register_forward_hook(lambda *_: lower_calls.append(1))
-        found = network.features(items)
-        some = network.features([items[2], items[0]])
-        hook.remove()
+    hook = blocks[0].register_forward_hook(lambda *_: lower_calls.append(1))
+    found = network.features(items)
+    some = network.features([items[2], items[0]])
+    hook.remove()
     assert lower_calls == []
     size = np.abs(expected).max()
     np.testing.assert_allclose(found, expected, atol=1e-5 * size)
     np.testing.assert_allclose(some, expected[[2, 0]], atol=1e-5 * size)
-    assert network._states == {}
-    np.testing.assert_array_equal(network.features(items), expected)
+    with config_context(cache_bytes=0):
+        np.testing.assert_array_equal(network.features(items), found)
+
+
+def skip_with_attention(family):
+    if family == "electra" and transformers.__version__.startswith("4."):
+        pytest.skip("blocks give attention weights too, so all of them always run")
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -60,9 +91,58 @@ def check_resumed(network, samples):
 def test_resumed_features_of_every_family_are_those_of_all_blocks(
     plain_folder, family, layers
 ):
+    if family == "albert":
+        pytest.skip("no block lies below another: all are one")
+    skip_with_attention(family)
     check_resumed(
         network_of(TextEncoder(str(plain_folder(family))), layers), models.TEXTS
     )
+
+
+@pytest.mark.parametrize("family", [*FAMILIES, "tiny"])
+@pytest.mark.parametrize("layers", [None, "auto", [0]], ids=str)
+def test_blocks_that_are_only_read_run_once(plain_folder, family, layers):
+    if family == "albert" and layers == [0]:
+        pytest.skip("all blocks are one, so none can be chosen")
+    skip_with_attention(family)
+    own = family == "tiny"
+    encoder = TinyTextEncoder() if own else TextEncoder(str(plain_folder(family)))
+    network = network_of(encoder, layers, LadderSide(8))
+    items = network.prepare(models.TEXTS)
+    expected = whole(network, items)
+    end = network.live.backbone.role_table["ffn_out"]
+    calls = []
+    hooks = [
+        part.register_forward_hook(lambda *_: calls.append(1))
+        for path, part in network.live.module.named_modules()
+        if path.endswith(f".{end}")
+    ]
+    assert hooks
+    network.remember(items)
+    calls.clear()
+    found = network.forward(items)
+    assert bool(calls) == (layers == [0])  # what lies above still runs
+    gradients = torch.autograd.grad(
+        found.square().sum(), list(network.trainable().values())
+    )
+    for hook in hooks:
+        hook.remove()
+    size = np.abs(expected).max()
+    np.testing.assert_allclose(found.detach().numpy(), expected, atol=1e-5 * size)
+    network._halves, network.resumes = None, False
+    plain = torch.autograd.grad(
+        network.forward(items).square().sum(), list(network.trainable().values())
+    )
+    for one, other in zip(gradients, plain, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4 * other.abs().max())
+
+
+def test_blocks_beside_which_others_train_are_not_taken_as_read():
+    adapter = Combination([LadderSide(8), LoRA(2)])
+    network = network_of(TinyTextEncoder(), layers=None, adapter=adapter)
+    items = network.prepare(models.TEXTS)
+    network.remember(items)
+    assert network.resumes is False
 
 
 @pytest.mark.parametrize("pair", ["bi", "cross"])
@@ -95,9 +175,8 @@ def test_padding_on_the_left_is_resumed_where_positions_do_not_count_it(
     if resumes:
         check_resumed(network, models.TEXTS)
     else:  # hidden states depend on how many are padded along
-        items = network.prepare(models.TEXTS)
-        with network.frozen_states(items):
-            assert network._states == {}
+        network.remember(network.prepare(models.TEXTS))
+        assert network.resumes is False
 
 
 def test_resumed_gradients_are_those_of_all_blocks():
@@ -110,9 +189,10 @@ def test_resumed_gradients_are_those_of_all_blocks():
         network.forward(items).square().sum().backward()
         return [tensor.grad.clone() for tensor in network.trainable().values()]
 
+    found = gradients()
+    assert network.resumes
+    network._halves, network.resumes = None, False
     expected = gradients()
-    with network.frozen_states(items):
-        found = gradients()
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
 
@@ -120,22 +200,9 @@ def test_resumed_gradients_are_those_of_all_blocks():
 def test_adapters_in_the_first_block_leave_nothing_to_resume_from():
     network = network_of(TinyTextEncoder(), layers=None)
     items = network.prepare(models.TEXTS)
-    with network.frozen_states(items):
-        assert network._states == {}
-
-
-@pytest.mark.parametrize(
-    ("encoder", "samples"),
-    [(TinyTextEncoder(), models.TEXTS), (ArrayEncoder(), np.ones((7, 50)))],
-    ids=["text", "array"],
-)
-def test_hidden_states_beyond_the_limit_are_not_kept(monkeypatch, encoder, samples):
-    monkeypatch.setattr(_prefix, "LIMIT", 5000)  # bytes; a token has 128
-    network = network_of(encoder, n_features=np.shape(samples)[-1])
-    items = network.prepare(samples)
-    with network.frozen_states(items):
-        assert network._states == {}
-        network.features(items)
+    network.remember(items)
+    assert network.resumes is False
+    assert cache_info().n_samples == 0
 
 
 @pytest.mark.parametrize("layers", [1, 2])
@@ -218,20 +285,123 @@ def test_model_that_cannot_be_resumed_is_not_halved():
 
 
 @pytest.mark.parametrize("estimator", [AdapterClassifier, AdapterRegressor])
-def test_fit_does_not_depend_on_what_is_resumed(estimator, monkeypatch):
+def test_fit_does_not_depend_on_what_is_kept(estimator, plain_folder):
     def fitted():
-        est = estimator("tiny", layers=1, max_epochs=2, random_state=0)
+        est = estimator(str(plain_folder("bert")), max_epochs=2, random_state=0)
         return est.fit(models.TEXTS, LABELS)
 
-    resumed = fitted()
-    monkeypatch.setattr(_prefix, "LIMIT", 0)
-    whole = fitted()
-    np.testing.assert_allclose(resumed.loss_curve_, whole.loss_curve_, rtol=1e-4)
-    np.testing.assert_allclose(
-        resumed.transform(models.TEXTS), whole.transform(models.TEXTS), atol=1e-3
+    with config_context(cache_bytes=0):
+        without = fitted()
+        assert cache_info().n_samples == 0
+    first, again = fitted(), fitted()
+    assert cache_info().hits
+    for est in (first, again):
+        np.testing.assert_array_equal(est.loss_curve_, without.loss_curve_)
+        expected = without.transform(models.TEXTS)
+        np.testing.assert_array_equal(est.transform(models.TEXTS), expected)
+
+
+def test_fit_does_not_depend_on_what_was_fitted_before(plain_folder):
+    def fitted(texts, labels):
+        clf = AdapterClassifier(
+            str(plain_folder("mpnet")), max_epochs=2, random_state=0
+        )
+        return clf.fit(texts, labels)
+
+    alone = fitted(models.TEXTS, LABELS)
+    clear_cache()
+    for n in (2, 3, 5):  # the same texts in other company
+        fitted(models.TEXTS[:n], LABELS[:n])
+    after = fitted(models.TEXTS, LABELS)
+    expected = alone.transform(models.TEXTS)
+    np.testing.assert_array_equal(after.transform(models.TEXTS), expected)
+
+
+def test_other_estimators_and_predict_find_what_was_kept(plain_folder):
+    folder = str(plain_folder("bert"))
+    clf = AdapterClassifier(folder, max_epochs=1, random_state=0)
+    clf.fit(models.TEXTS, LABELS)
+    computed = cache_info().misses
+    assert computed == len(models.TEXTS)
+    clf.predict(models.TEXTS)
+    AdapterClassifier(folder, rank=2, max_epochs=1).fit(models.TEXTS, LABELS)
+    AdapterRegressor(folder, adapter="bottleneck", max_epochs=1).fit(
+        models.TEXTS, LABELS
     )
+    assert cache_info().misses == computed
+    clf.set_params(layers=[2]).fit(
+        models.TEXTS, LABELS
+    )  # from elsewhere in the encoder
+    assert cache_info().misses == 2 * computed
 
 
-def test_fitted_network_holds_no_hidden_states():
-    clf = AdapterClassifier("tiny", layers=1, random_state=0).fit(models.TEXTS, LABELS)
-    assert (clf._network._states, clf._network._halves) == ({}, None)
+def test_encoders_do_not_find_each_others_states(plain_folder):
+    for seed in (0, 1):
+        clf = AdapterClassifier(str(plain_folder("bert", seed)), max_epochs=1)
+        clf.fit(models.TEXTS, LABELS)
+        assert cache_info().misses == (seed + 1) * len(models.TEXTS)
+    for precision in ("float64", "bfloat16"):
+        hits = cache_info().hits
+        clf.set_params(precision=precision).fit(models.TEXTS[:2], LABELS[:2])
+        assert cache_info().hits > hits  # of its own only
+    assert cache_info().misses == 2 * len(models.TEXTS) + 4
+
+
+def test_loaded_model_resumes_as_the_fitted_one(plain_folder):
+    clf = AdapterClassifier(str(plain_folder("bert")), random_state=0)
+    clf.fit(models.TEXTS, LABELS)
+    expected = clf.transform(models.TEXTS)
+    data = pickle.dumps(clf)
+    clear_cache()
+    loaded = pickle.loads(data)
+    np.testing.assert_array_equal(loaded.transform(models.TEXTS), expected)
+    assert loaded._network.resumes
+
+
+def test_cache_keeps_within_its_limit_and_lets_the_oldest_go():
+    cache = StateCache(3 * (512 + 400))
+    for key in "abc":
+        cache.put(key, [torch.zeros(100)])
+    assert cache.get("a") is not None
+    cache.put("d", [torch.zeros(100)])
+    assert [cache.get(key) is not None for key in "abcd"] == [True, False, True, True]
+    info = cache.info()
+    assert (info.n_samples, info.n_bytes) == (3, info.limit)
+    cache.put("e", [torch.zeros(1000)])
+    assert cache.info().n_samples == 0
+    cache.put("f", [torch.zeros(1)])
+    cache.set_limit(0)
+    assert cache.info().n_bytes == 0
+
+
+def test_config_context_sets_the_limit_and_takes_it_back():
+    before = cache_info().limit
+    with pytest.raises(KeyError), config_context(cache_bytes=5):  # noqa: PT012
+        assert cache_info().limit == 5
+        raise KeyError
+    assert cache_info().limit == before
+
+
+@pytest.mark.parametrize("wrong", [-1, 1.5, "1 GB", None, True], ids=repr)
+def test_config_context_refuses_what_is_no_number_of_bytes(wrong):
+    with (
+        pytest.raises(ValueError, match="cache_bytes="),
+        config_context(cache_bytes=wrong),
+    ):
+        pass
+
+
+def test_threads_fit_and_predict_with_one_cache(plain_folder):
+    folder = str(plain_folder("bert"))
+
+    def fitted(rank):
+        clf = AdapterClassifier(folder, rank=rank, max_epochs=2, random_state=0)
+        clf.fit(models.TEXTS, LABELS)
+        return clf.transform(models.TEXTS)
+
+    expected = [fitted(rank) for rank in (1, 2, 3, 4)]
+    clear_cache()
+    with config_context(cache_bytes=20_000), ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(fitted, [1, 2, 3, 4] * 2))
+    for one, other in zip(found, expected * 2, strict=True):
+        np.testing.assert_array_equal(one, other)

@@ -1,0 +1,156 @@
+"""Hidden states of frozen blocks, kept for whoever in this process asks for them again."""
+
+import threading
+from collections import OrderedDict
+from collections.abc import Hashable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+_ENTRY_BYTES = 512  # of keys and objects around the tensors of an entry, roughly
+
+
+class CacheInfo(NamedTuple):
+    """What the cache of hidden states holds, and how often it was of use.
+
+    Parameters
+    ----------
+    n_samples : int
+        Samples whose hidden states are kept; one of two encoders counts twice.
+    n_bytes : int
+        Memory that they take, in bytes.
+    limit : int
+        Bytes that they may take.
+    hits, misses : int
+        How often hidden states were there, or had to be computed, since the last
+        `clear_cache`.
+    """
+
+    n_samples: int
+    n_bytes: int
+    limit: int
+    hits: int
+    misses: int
+
+
+class StateCache:
+    """Tensors by key within a limit of bytes; the least recently used go first."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self._lock = threading.Lock()
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget all."""
+        with self._lock:
+            self._entries: OrderedDict[Hashable, list[Any]] = OrderedDict()
+            self._n_bytes = self._hits = self._misses = 0
+
+    def get(self, key: Hashable) -> list[Any] | None:
+        """What was kept under a key, or None."""
+        with self._lock:
+            found = self._entries.get(key)
+            if found is None:
+                self._misses += 1
+                return None
+            self._hits += 1
+            self._entries.move_to_end(key)
+            return found
+
+    def put(self, key: Hashable, tensors: list[Any]) -> None:
+        """Keep tensors that nobody changes."""
+        with self._lock:
+            if key not in self._entries:
+                self._entries[key] = tensors
+                self._n_bytes += _size(tensors)
+            self._shrink()
+
+    def set_limit(self, n_bytes: int) -> None:
+        """Keep no more than these bytes from now on."""
+        with self._lock:
+            self.limit = n_bytes
+            self._shrink()
+
+    def info(self) -> CacheInfo:
+        """Present state."""
+        with self._lock:
+            counts = len(self._entries), self._n_bytes, self.limit
+            return CacheInfo(*counts, self._hits, self._misses)
+
+    def _shrink(self) -> None:
+        while self._n_bytes > self.limit:
+            _, tensors = self._entries.popitem(last=False)
+            self._n_bytes -= _size(tensors)
+
+
+def _size(tensors: list[Any]) -> int:
+    return _ENTRY_BYTES + sum(tensor.nbytes for tensor in tensors)
+
+
+#: The one cache of the process.
+STATES = StateCache(256 * 2**20)
+
+
+@contextmanager
+def config_context(*, cache_bytes: int) -> Iterator[None]:
+    """Set how much memory hidden states of frozen blocks may take, inside a with block.
+
+    What lies below the lowest adapted block gives the same for a text whenever it is
+    asked, so it is kept for later epochs, folds, candidates, estimators and predictions.
+    Results do not depend on it. The limit is one of the whole process, all threads.
+
+    Parameters
+    ----------
+    cache_bytes : int
+        Bytes at most; what is beyond is let go at once. 0 keeps nothing. Outside, the
+        limit is 256 MiB.
+
+    Yields
+    ------
+    None
+        Nothing.
+
+    Raises
+    ------
+    ValueError
+        If `cache_bytes` is no whole number of at least 0.
+
+    Examples
+    --------
+    >>> import skpeft
+    >>> with skpeft.config_context(cache_bytes=0):
+    ...     skpeft.cache_info().limit
+    0
+    """
+    if isinstance(cache_bytes, bool) or not hasattr(cache_bytes, "__index__"):
+        raise ValueError(
+            f"cache_bytes={cache_bytes!r} was given; a whole number is needed."
+        )
+    if cache_bytes < 0:
+        raise ValueError(
+            f"cache_bytes={cache_bytes!r} was given; it must be at least 0, which keeps "
+            "nothing."
+        )
+    former = STATES.limit
+    STATES.set_limit(int(cache_bytes))
+    try:
+        yield
+    finally:
+        STATES.set_limit(former)
+
+
+def cache_info() -> CacheInfo:
+    """Tell what the cache of hidden states holds.
+
+    Returns
+    -------
+    CacheInfo
+        A named tuple of n_samples, n_bytes, limit, hits and misses.
+
+    Examples
+    --------
+    >>> import skpeft
+    >>> skpeft.cache_info().limit
+    268435456
+    """
+    return STATES.info()
