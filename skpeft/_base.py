@@ -10,6 +10,7 @@ from sklearn.base import (
     BaseEstimator,
     ClassNamePrefixFeaturesOutMixin,
     TransformerMixin,
+    clone,
     is_classifier,
     is_regressor,
 )
@@ -62,6 +63,13 @@ def unchanged_on_error(estimator):
         raise
 
 
+def _but_dropout(adapter):
+    """Copy of a spec that does not tell how it is trained."""
+    if not hasattr(adapter, "dropout"):
+        return adapter
+    return clone(adapter).set_params(dropout=0.0)
+
+
 class BaseAdapterEstimator(
     ByReference, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator
 ):
@@ -71,7 +79,14 @@ class BaseAdapterEstimator(
     _shared_parameters = ("encoder", "callback")
     _parameter_constraints: ClassVar[dict] = {
         "encoder": [str, HasMethods(["load"]), HasMethods(["encode", "state_dict"])],
-        "adapter": [str, HasMethods(["attach", "count"]), None],
+        "adapter": [
+            str,
+            HasMethods(["attach", "count"]),
+            HasMethods(["to_dict", "from_pretrained"]),  # a peft.PeftConfig
+            list,
+            tuple,
+            None,
+        ],
         "rank": [Interval(Integral, 1, None, closed="left"), None],
         "layers": [
             StrOptions({"auto"}),
@@ -190,7 +205,7 @@ class BaseAdapterEstimator(
             network, rows, target, held_out, random_state
         )
         settings = None
-        if adapter is not None:
+        if network.trains:
             settings = self._settings(network, objective, training, validation)
         return Plan(
             network,
@@ -210,18 +225,18 @@ class BaseAdapterEstimator(
         from skpeft.heads import temper
 
         network, history, verdict = plan.network, plan.past, Verdict(1.0, 1.0)
-        with network.frozen_states(plan.items):
-            if network.adapter is not None:
-                new, finished = self._train(plan, objective)
-                history += new
-                trained = network.state()
-                network.load_state(plan.start)
-            features = frozen = network.features(plan.rows.items)
-            if network.adapter is not None:
-                if finished:
-                    verdict = self._judge(plan, objective, history, trained, frozen)
-                network.load_state(between(plan.start, trained, verdict.strength))
-                features = network.features(plan.rows.items)
+        network.remember(plan.items)
+        if network.trains:
+            new, finished = self._train(plan, objective)
+            history += new
+            trained = network.state()
+            network.load_state(plan.start)
+        features = frozen = network.features(plan.rows.items)
+        if network.trains:
+            if finished:
+                verdict = self._judge(plan, objective, history, trained, frozen)
+            network.load_state(between(plan.start, trained, verdict.strength))
+            features = network.features(plan.rows.items)
         self.head_ = self._fit_head(features, frozen, plan, data, target)
         if self._task == "classification":
             self.temperature_ = verdict.temperature
@@ -231,7 +246,7 @@ class BaseAdapterEstimator(
         self.loss_curve_ = history.losses
         self.validation_scores_ = history.scores
         self.n_epochs_ = len(history.losses)
-        self.n_trainable_params_ = sum(t.numel() for t in network.trainable().values())
+        self.n_trainable_params_ = network.n_trained
         self.n_frozen_params_ = network.n_frozen
         self._n_features_out = features.shape[1]
         vars(self).update(target.attributes)
@@ -338,6 +353,13 @@ class BaseAdapterEstimator(
                 "warm_start=True continues the last fit, but the adapter or its layers "
                 f"have changed since ({error}). Set warm_start=False to start anew."
             ) from error
+        if repr(_but_dropout(self._network.adapter)) != repr(
+            _but_dropout(network.adapter)
+        ):
+            raise ValueError(
+                f"warm_start=True continues the last fit, of {self._network.adapter!r}, but "
+                f"adapter is now {network.adapter!r}. Set warm_start=False to start anew."
+            )
         if not self._network.knows(network.live.backbone):
             raise ValueError(
                 "warm_start=True continues the last fit, but the encoder has changed "
@@ -535,6 +557,141 @@ class BaseAdapterEstimator(
             Class labels as given to `fit`, or numbers.
         """
         return self._ask_head("predict", X)
+
+    def save_pretrained(self, folder):
+        """Save the fitted estimator as a folder without pickle.
+
+        The folder holds the trained tensors, the head and the parameters as safetensors
+        and JSON, a model card, and of LoRA and IA3 the configuration with which PEFT and
+        sentence-transformers read them. It does not hold the encoder.
+
+        Parameters
+        ----------
+        folder : str or path
+            A new or an empty folder, or a model saved earlier, which is replaced: the new
+            one is written aside and renamed.
+
+        Raises
+        ------
+        ValueError
+            If a parameter cannot be written without pickle, or something else than a
+            saved model is in the folder.
+        ImportError
+            If `head` was given and skops, which saves it, is not installed.
+        """
+        check_is_fitted(self)
+        from skpeft import _folder
+
+        _folder.save(self, folder)
+
+    @classmethod
+    def from_pretrained(cls, folder, *, trusted=None):
+        """Load a fitted estimator from a folder that `save_pretrained` has written.
+
+        No code in the folder is run, and nothing in it is used before all has been
+        checked. The encoder is looked for at the first prediction.
+
+        Parameters
+        ----------
+        folder : str or path
+            The folder.
+        trusted : list of str or None, default=None
+            What is trusted beyond data: types in a head of other libraries, by the names
+            that the error without them tells, and "trust_remote_code" for an encoder that
+            runs code of its own.
+
+        Returns
+        -------
+        estimator : object
+            The fitted estimator.
+
+        Raises
+        ------
+        OSError
+            If the folder or a file in it is missing.
+        ValueError
+            If the folder was changed or damaged, is of another estimator or of a newer
+            version, or asks for what is not trusted.
+        """
+        from skpeft import _folder
+
+        return _folder.load(cls, folder, trusted)
+
+    def to_sentence_transformer(self):
+        """Make a plain `SentenceTransformer` whose `encode` equals `transform`.
+
+        It is a copy in float32 that shares no tensor with the estimator: train it, change
+        its type, save it. Adapters are merged into the layers (LoRA, IA3, BitFit,
+        LayerNormTuning, and those of full fine-tuning); others stay as submodules, and
+        such a model is saved with joblib or `torch.save`, not to a folder.
+
+        Returns
+        -------
+        SentenceTransformer
+            Model with the encoder's options: length, pooling, prompt, number of
+            dimensions.
+
+        Raises
+        ------
+        ValueError
+            If the estimator reads pairs of texts, or its encoder is no `TextEncoder`.
+
+        See Also
+        --------
+        to_torch : The head too, from token ids to raw predictions.
+
+        Examples
+        --------
+        >>> from skpeft import AdapterClassifier
+        >>> clf = AdapterClassifier(random_state=0)
+        >>> clf.fit(texts, labels)  # doctest: +SKIP
+        >>> clf.to_sentence_transformer().save("folder")  # doctest: +SKIP
+        """
+        from skpeft._export import to_sentence_transformer
+
+        check_is_fitted(self)
+        return to_sentence_transformer(self._network)
+
+    def to_torch(self):
+        """Make one `torch.nn.Module` of encoder, adapters and a linear head.
+
+        It is a copy in float32 that shares no tensor with the estimator, with the adapters
+        merged where they merge, and `torch.export` and `torch.onnx.export` take it. Its
+        `forward` takes token ids and attention mask, of shape (batch, seq), or rows of
+        numbers, and gives what `decision_function` gives, or `predict` of a regressor. Its
+        `prepare` makes them from samples, with the encoder's tokenizer, length and prompt.
+
+        Returns
+        -------
+        torch.nn.Module
+            Maps the parts of a batch to raw predictions, of shape (batch,) for numbers
+            and two classes, else (batch, n_classes).
+
+        Raises
+        ------
+        ValueError
+            If the head is not linear.
+
+        See Also
+        --------
+        to_sentence_transformer : The features alone.
+
+        Examples
+        --------
+        >>> from skpeft import AdapterClassifier
+        >>> texts = ["cheap flights", "book a flight", "hotel rooms", "a room for two"]
+        >>> clf = AdapterClassifier(encoder="tiny", random_state=0)
+        >>> clf.fit(texts, ["air", "air", "stay", "stay"])
+        AdapterClassifier(encoder='tiny', random_state=0)
+        >>> module = clf.to_torch()
+        >>> module(**module.prepare(["flights", "two rooms"])).shape
+        torch.Size([2])
+        """
+        from skpeft._export import to_torch
+
+        check_is_fitted(self)
+        method = "decision_function" if self._task == "classification" else "predict"
+        return to_torch(self._network, self.head_, method, self._n_features_out)
 
     def __sklearn_is_fitted__(self):
         return hasattr(self, "_network")

@@ -16,6 +16,8 @@ HEAVY = (
     "huggingface_hub",
     "polars",
     "peft",
+    "safetensors",
+    "skops",
     "tqdm",
 )
 # scikit-learn imports pandas by itself where that is installed.
@@ -23,16 +25,20 @@ WITH_SKLEARN = ("sklearn", "pandas", "scipy", "joblib")
 ROOT = Path(skpeft.__file__).parent
 # From the bottom to the top; of two names in one set neither sees the other.
 LAYERS = [
-    {"_validation"},
+    {"_validation", "_files", "_cache"},
     {"_cloning"},
     {"objectives", "heads"},
-    {"adapters", "encoders"},
+    {"encoders"},
+    {"adapters"},  # of encoders, only the names of layers: PEFT speaks in these
     {"_data", "_prefix"},
     {"_network"},
-    {"_training"},
+    {"_training", "_export"},
     {"_shrinkage"},
+    {"_recipe"},
+    {"_card"},
+    {"_folder"},
     {"_base"},
-    {"classifier", "regressor", "scores", "testing"},
+    {"bank", "classifier", "regressor", "scores", "testing"},
 ]
 LEVELS = {name: level for level, names in enumerate(LAYERS) for name in names}
 

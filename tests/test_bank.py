@@ -1,0 +1,208 @@
+"""Many tasks with one encoder: what the estimators say by themselves, in fewer passes."""
+
+import pickle
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+from sklearn.exceptions import NotFittedError
+
+from skpeft import AdapterBank, AdapterClassifier, AdapterRegressor
+from skpeft.adapters import IA3, Bottleneck, LadderSide, LoRA, Prefix
+from skpeft.encoders import ArrayEncoder, TextEncoder, TinyTextEncoder
+from tests import models
+
+TEXTS, PAIRS = models.TEXTS, models.PAIRS
+NUMBERS = np.random.RandomState(0).randn(len(TEXTS), 3)
+FAMILIES = ("bert", "mpnet", "distilbert", "roberta", "xlm-roberta")
+STACKED = {
+    "intent": {"adapter": LoRA(4)},
+    "tone": {"adapter": LoRA(2, roles=("key", "ffn_out"), alpha=3), "layers": None},
+    "priority": {"adapter": LoRA(3, rank_stabilized=True), "layers": 1},
+    "plain": {"adapter": None},
+}
+LOOPED = {
+    "intent": {"adapter": LoRA(4)},
+    "tone": {"adapter": [IA3(), Prefix(3), LadderSide(8)], "layers": [1, 2]},
+    "priority": {"adapter": Bottleneck(4, placement="parallel")},
+    "other": {"adapter": "full", "layers": 1},
+    "plain": {"adapter": None},
+    "plain again": {"adapter": None},
+}
+
+
+def fit_one(encoder, X, i, **parameters):
+    common = {"max_epochs": 2, "shrinkage": 0.0, "random_state": i, **parameters}
+    if i % 3 == 2:
+        return AdapterRegressor(encoder, **common).fit(X, np.arange(len(X)) * 1.0)
+    labels = np.array(["a", "b", "c"])[(np.arange(len(X)) + i) % (3 - i % 2)]
+    return AdapterClassifier(encoder, **common).fit(X, labels)
+
+
+def fit(encoder, tasks, X=TEXTS):
+    return {
+        name: fit_one(encoder, X, i, **parameters)
+        for i, (name, parameters) in enumerate(tasks.items())
+    }
+
+
+def assert_equals_single(bank, X):
+    found = bank.transform(X)
+    for name, estimator in bank.estimators.items():
+        np.testing.assert_allclose(
+            found[name], estimator.transform(X), rtol=1e-5, atol=1e-5
+        )
+    predictions, probabilities = bank.predict(X), bank.predict_proba(X)
+    assert list(predictions) == list(bank.estimators)
+    for name, estimator in bank.estimators.items():
+        if isinstance(estimator, AdapterRegressor):
+            np.testing.assert_allclose(
+                predictions[name], estimator.predict(X), atol=1e-4
+            )
+            assert name not in probabilities
+        else:
+            np.testing.assert_array_equal(predictions[name], estimator.predict(X))
+            expected = estimator.predict_proba(X)
+            np.testing.assert_allclose(probabilities[name], expected, atol=1e-5)
+
+
+@pytest.fixture(scope="module", params=[*FAMILIES, "options", "bi", "tiny", "array"])
+def case(request, plain_folder):
+    """Encoder and samples."""
+    if request.param in FAMILIES:
+        return str(plain_folder(request.param)), TEXTS
+    folder = str(plain_folder("bert"))
+    return {
+        "options": (TextEncoder(folder, max_length=7, prompt="query: "), TEXTS),
+        "bi": (TextEncoder(folder), PAIRS),
+        "tiny": (TinyTextEncoder(n_layers=3), TEXTS),
+        "array": (ArrayEncoder(n_layers=3), NUMBERS),
+    }[request.param]
+
+
+@pytest.mark.parametrize("tasks", [STACKED, LOOPED], ids=["stacked", "looped"])
+def test_bank_equals_single_estimators(case, tasks):
+    encoder, X = case
+    bank = AdapterBank(fit(encoder, tasks, X))
+    assert_equals_single(bank, X)
+    assert_equals_single(bank, X[1:2])
+    assert bank._pass.stacked == (tasks is STACKED)
+
+
+@pytest.mark.parametrize("tasks", [STACKED, LOOPED], ids=["stacked", "looped"])
+def test_mixed_batch_equals_single_estimators(case, tasks):
+    encoder, X = case
+    bank = AdapterBank(fit(encoder, tasks, X))
+    names = np.random.RandomState(0).choice(list(tasks), len(X))
+    found = bank.predict(X, task=list(names))
+    assert found.dtype == object
+    for i, name in enumerate(names):
+        expected = bank.estimators[name].predict(X[i : i + 1])[0]
+        if not isinstance(expected, str):
+            assert found[i] == pytest.approx(expected, abs=1e-4)
+        else:
+            assert found[i] == expected
+
+
+def counted(bank, monkeypatch):
+    """Calls of each block of the frozen encoder, whoever makes them."""
+    calls = []
+    blocks = bank._pass.parts[0].module.get_submodule("blocks")
+    for i, block in enumerate(blocks):
+        block.register_forward_hook(lambda *_, i=i: calls.append(i))
+    return calls
+
+
+def test_blocks_below_the_lowest_adapter_run_once_and_a_mixed_batch_is_one_pass(
+    monkeypatch,
+):
+    tasks = {str(i): {"adapter": LoRA(2), "layers": 1} for i in range(4)}
+    bank = AdapterBank(fit(TinyTextEncoder(n_layers=3), tasks))
+    texts = ["good film", "bad book"]
+    bank.predict(texts)
+    calls = counted(bank, monkeypatch)
+    bank.predict(texts, task=["0", "3"])
+    assert calls == [0, 1, 2]
+    calls.clear()
+    bank.predict(texts)
+    assert calls == [0, 1, 2]
+
+
+def test_one_name_gives_what_the_estimator_gives():
+    bank = AdapterBank(fit("tiny", STACKED))
+    found = bank.predict(TEXTS, task="tone")
+    expected = bank.estimators["tone"].predict(TEXTS)
+    np.testing.assert_array_equal(found, expected)
+    assert found.dtype == expected.dtype
+
+
+def test_bank_of_one_and_bank_without_adapters_equal_the_estimators():
+    assert_equals_single(AdapterBank(fit("tiny", {"a": {"adapter": LoRA(2)}})), TEXTS)
+    plain = {name: {"adapter": None} for name in "abc"}
+    bank = AdapterBank(fit("tiny", plain))
+    assert_equals_single(bank, TEXTS)
+    assert len(bank._pass.networks) == 1
+
+
+def test_bank_counts_an_estimator_as_it_is_now():
+    bank = AdapterBank(fit("tiny", STACKED))
+    before = bank.transform(TEXTS)["tone"]
+    bank.estimators["tone"].set_params(random_state=9).fit(TEXTS, list("abcabca"))
+    assert np.abs(bank.transform(TEXTS)["tone"] - before).max() > 1e-3
+    assert_equals_single(bank, TEXTS)
+
+
+def test_bank_is_pickled_and_serves_many_threads():
+    bank = AdapterBank(fit("tiny", STACKED))
+    loaded = pickle.loads(pickle.dumps(bank))
+    expected = bank.transform(TEXTS)
+    with ThreadPoolExecutor(4) as pool:
+        for found in pool.map(loaded.transform, [TEXTS] * 8):
+            for name, features in expected.items():
+                np.testing.assert_allclose(found[name], features, atol=1e-6)
+
+
+def test_estimators_are_as_before():
+    estimators = fit("tiny", STACKED)
+    before = {name: e.transform(TEXTS) for name, e in estimators.items()}
+    AdapterBank(estimators).predict(TEXTS)
+    for name, estimator in estimators.items():
+        np.testing.assert_array_equal(estimator.transform(TEXTS), before[name])
+
+
+@pytest.mark.parametrize("given", [{}, [1], {"a": 1}, {1: None}, None], ids=str)
+def test_what_is_no_dict_of_estimators_is_refused(given):
+    with pytest.raises(TypeError, match="given to AdapterBank"):
+        AdapterBank(given)
+
+
+def test_estimator_that_is_not_fitted_is_refused_by_name():
+    fitted = fit("tiny", {"a": {"adapter": None}})
+    with pytest.raises(NotFittedError, match="task 'b' is not fitted"):
+        AdapterBank({**fitted, "b": AdapterClassifier("tiny")})
+
+
+@pytest.mark.parametrize(
+    ("encoder", "more", "what"),
+    [
+        (TinyTextEncoder(seed=1), {}, "encoder or its options"),
+        (TinyTextEncoder(max_length=5), {}, "encoder or its options"),
+        ("tiny", {"precision": "float64"}, "precision"),
+    ],
+    ids=str,
+)
+def test_estimators_on_different_encoders_are_refused_by_name(encoder, more, what):
+    one = fit("tiny", {"a": {"adapter": None}})
+    other = fit(encoder, {"b": {"adapter": None, **more}})
+    with pytest.raises(ValueError, match=rf"tasks 'a' and 'b' differ in {what}"):
+        AdapterBank({**one, **other})
+
+
+def test_tasks_that_are_not_there_or_do_not_fit_the_rows_are_refused():
+    bank = AdapterBank(fit("tiny", STACKED))
+    with pytest.raises(ValueError, match=r"\['mood'\].*Its tasks are \['intent'"):
+        bank.predict(TEXTS, task="mood")
+    with pytest.raises(ValueError, match=r"\['mood'\]"):
+        bank.predict(TEXTS[:2], task=["tone", "mood"])
+    with pytest.raises(ValueError, match=r"shape \(1,\) for 7 rows"):
+        bank.predict(TEXTS, task=["tone"])
