@@ -21,10 +21,25 @@ NAMES = [
 ] + [f"skpeft.testing.{name}" for name in ("check_text_estimator", "text_checks")]
 METHODS = [
     f"skpeft.{kind.__name__}.{name}"
-    for kind in (AdapterClassifier, AdapterRegressor, skpeft.AdapterScores)
-    for name in ("fit", "predict", "predict_proba", "transform", "decision_function")
+    for kind in (
+        AdapterClassifier,
+        AdapterRegressor,
+        skpeft.AdapterBank,
+        skpeft.AdapterScores,
+    )
+    for name in (
+        "fit",
+        "predict",
+        "predict_proba",
+        "transform",
+        "decision_function",
+        "save_pretrained",
+        "from_pretrained",
+        "to_sentence_transformer",
+        "to_torch",
+    )
     if name in dir(kind)
-]
+] + [f"skpeft.adapters.{name}.from_pretrained" for name in ("LoRA", "IA3")]
 # Not asked for: a "See Also" and an extended summary everywhere, a full stop at the end
 # of types, an example for methods and base classes; "self : object" is scikit-learn's way.
 ACCEPTED = {"SA01", "ES01", "EX01", "GL08", "RT02"}
@@ -41,7 +56,7 @@ def test_public_name_has_an_example_unless_it_is_a_base_class(name):
     module, _, last = name.rpartition(".")
     thing = getattr(import_module(module), last)
     base = last in {"Adapter", "AdaptedLayer", "GeneratorDropout", "Encoder"}
-    base = base or last in {"Backbone", "Objective"}
+    base = base or last in {"Backbone", "Objective", "BesideBlock", "Stack", "Handover"}
     assert base or ">>>" in inspect.getdoc(thing)
 
 

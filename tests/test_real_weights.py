@@ -222,3 +222,17 @@ def test_fits_in_two_processes_agree_with_those_of_more_threads_here():
     np.testing.assert_array_equal(one, other)
     np.testing.assert_allclose(one, here, atol=1e-3)
     assert np.mean(one.argmax(axis=1) == here.argmax(axis=1)) >= 0.99
+
+
+def test_exported_models_equal_the_estimator_and_the_folder_loads(tmp_path):
+    from sentence_transformers import SentenceTransformer
+
+    clf = classifier().fit(TEXTS, LABELS)
+    expected = clf.transform(HELD_OUT)
+    clf.to_sentence_transformer().save(str(tmp_path / "model"))
+    model = SentenceTransformer(str(tmp_path / "model"), device="cpu")
+    np.testing.assert_allclose(model.encode(HELD_OUT), expected, atol=1e-5)
+    module = clf.to_torch()
+    batch = module.prepare(HELD_OUT)
+    expected = clf.decision_function(HELD_OUT)
+    np.testing.assert_allclose(module(**batch), expected, atol=1e-5)

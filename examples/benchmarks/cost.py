@@ -1,0 +1,270 @@
+"""What learning and predicting cost, against peers and against the arithmetic.
+
+    OMP_NUM_THREADS=1 python examples/benchmarks/cost.py --data FOLDER --what fit limit
+    python examples/benchmarks/cost.py --report --out cost.jsonl
+
+FOLDER is as for few_shot.py. Every measurement is a process of its own that loads the
+encoder first; results are appended line by line. ``--what``:
+
+- ``fit``: one fit at several numbers of rows, skpeft against peers;
+- ``limit``: matrix products that the training loop must do, at the rate that the machine
+  reached for products of the same shapes just before, over the seconds that it took;
+- ``search``: 4 ranks by 5 folds and the refit, with the cache of hidden states and without;
+- ``predict``: 1, 32 and 2,000 texts, against `SentenceTransformer.encode` and the head;
+- ``growth``: seconds and memory of a fit as rows are added, texts made unlike each other.
+
+Seconds are of the processor, which other programs disturb less than those of the clock;
+memory is the peak of the process beyond what it held before.
+"""
+
+import argparse
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+from few_shot import draw, read
+from peers import ENCODER, PeftTrainer, SetFit, locate
+from sklearn.model_selection import GridSearchCV
+
+import skpeft
+from skpeft import AdapterClassifier
+
+
+def rows_of(args, n, name="trec6"):
+    """Texts and labels: the first rows of a set, made unlike each other beyond its end."""
+    X, y, *_ = read(args.data, name)
+    order = np.random.RandomState(0).permutation(len(y))
+    chosen = np.resize(order, n)
+    texts = [
+        X.iloc[row] if i < len(order) else f"{X.iloc[row]} {i // len(order)}"
+        for i, row in enumerate(chosen)
+    ]
+    return texts, y.to_numpy()[chosen]
+
+
+def warm():
+    """Load the encoder and run it once, which is no part of what is measured."""
+    AdapterClassifier(adapter=None).fit(["good film", "bad film"], [0, 1])
+
+
+@contextmanager
+def measured(found):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    start, start_cpu = time.perf_counter(), time.process_time()
+    yield
+    found["seconds"] = time.perf_counter() - start
+    found["cpu_seconds"] = time.process_time() - start_cpu
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    found["peak_mb"] = (peak - before) / 1024
+
+
+def fit(args, method, n, name, epochs):
+    """One fit; with `epochs`, of as many text-steps for each method."""
+    warm()
+    X, y = rows_of(args, n, name)
+    own = {"random_state": 0, "max_epochs": epochs}
+    make = {
+        "skpeft": lambda: AdapterClassifier(**own),
+        "no_shrinkage": lambda: AdapterClassifier(shrinkage=0.0, **own),
+        "same_steps": lambda: AdapterClassifier(
+            objective="cross_entropy", batch_size=16, layers=None, shrinkage=0.0, **own
+        ),
+        "full": lambda: AdapterClassifier(adapter="full", **own),
+        "setfit": lambda: SetFit(0, y),
+        "peft_trainer": lambda: PeftTrainer(0, y),
+    }
+    model, found = make[method](), {}
+    if method == "peft_trainer" and epochs is not None:
+        model.epochs = epochs
+    with measured(found):
+        model.fit(X, y)
+    return found
+
+
+def rate_of(n_tokens, shapes):
+    """Floating-point operations a second in products of these shapes."""
+    x = {n_in: torch.randn(n_tokens, n_in) for n_in, _ in shapes}
+    w = [torch.randn(n_out, n_in) for n_in, n_out in shapes]
+
+    def once():
+        start = time.process_time()
+        for weight, (n_in, _) in zip(w, shapes, strict=True):
+            nn_linear(x[n_in], weight)
+        return time.process_time() - start
+
+    nn_linear = torch.nn.functional.linear
+    seconds = statistics.median([once() for _ in range(60)][10:])
+    return sum(2 * n_tokens * n_in * n_out for n_in, n_out in shapes) / seconds
+
+
+def limit(args, n, epochs):
+    """Share of the training loop's time that its matrix products need at least."""
+    warm()
+    X, y = rows_of(args, n)
+    times = []
+    clf = AdapterClassifier(
+        shrinkage=0.0,
+        max_epochs=epochs,
+        random_state=0,
+        callback=lambda record: times.append(time.process_time()) and False,
+    )
+    clf.fit(X, y)
+    network = clf._network
+    config = network.live.module.transformer.config
+    n_tokens = sum(map(network.live.backbone.length, network.prepare(X)))
+    width, inner = config.hidden_size, config.intermediate_size
+    shapes = [(width, width)] * 4 + [(width, inner), (inner, width)]
+    n_blocks = config.num_hidden_layers - network.live.lowest
+    # Forward, and back through activations: frozen weights need no gradient of their own.
+    products = 2 * n_blocks * sum(2 * n_tokens * i * o for i, o in shapes)
+    seconds = (times[-1] - times[0]) / (len(times) - 1)
+    rate = rate_of(256, shapes)
+    return {"cpu_seconds": seconds, "rate": rate, "share": products / rate / seconds}
+
+
+def search(args, cache_bytes, layers):
+    """A grid of ranks."""
+    warm()
+    X, y, *_ = read(args.data, "trec6")
+    rows, found = draw(y, 16, 0), {}
+    estimator = AdapterClassifier(layers=layers, random_state=0)
+    grid = GridSearchCV(estimator, {"rank": [2, 4, 8, 16]}, cv=5)
+    with skpeft.config_context(cache_bytes=cache_bytes), measured(found):
+        grid.fit(X.iloc[rows], y.iloc[rows])
+    return found | {"scores": list(grid.cv_results_["mean_test_score"])}
+
+
+def predict(args, method, n):
+    """Predictions of a fitted model, texts not seen before."""
+    X, y = rows_of(args, 96)
+    clf = AdapterClassifier(shrinkage=0.0, random_state=0).fit(X, y)
+    texts = rows_of(args, 96 + 2 * n)[0][96:]
+    found, runs = {}, {}
+    if method == "skpeft":
+        ask = clf.predict
+    else:
+        from sentence_transformers import SentenceTransformer
+
+        model = SentenceTransformer(str(locate(ENCODER, None)), device="cpu")
+
+        def ask(X):
+            return clf.head_.predict(model.encode(X, show_progress_bar=False))
+
+    ask(texts[:n])
+    for i in range(1 if n > 32 else 15):
+        skpeft.encoders._registry.STATES.clear()
+        with measured(found):
+            ask(texts[n:])
+        runs[i] = found["cpu_seconds"]
+    return found | {"cpu_seconds": statistics.median(runs.values())}
+
+
+def growth(args, n, cache_bytes):
+    """A fit of few epochs on many rows."""
+    warm()
+    X, y = rows_of(args, n)
+    found = {}
+    with skpeft.config_context(cache_bytes=cache_bytes), measured(found):
+        AdapterClassifier(max_epochs=1, shrinkage=0.0, random_state=0).fit(X, y)
+    return found
+
+
+MEASURES = {f.__name__: f for f in (fit, limit, search, predict, growth)}
+
+
+def plan(args):
+    """What is to be measured, one dict a process."""
+    peers = ["skpeft", "no_shrinkage", *args.peers]
+    cases = {
+        "fit": [
+            {"method": method, "n": n, "name": name, "epochs": None}
+            for name in args.sets
+            for n in args.rows
+            for method in peers
+        ]
+        + [
+            {"method": method, "n": 1000, "name": "trec6", "epochs": 3}
+            for method in ("same_steps", "peft_trainer")
+        ],
+        "limit": [{"n": 1000, "epochs": 3}],
+        "search": [
+            {"cache_bytes": size, "layers": layers}
+            for layers in (3, "auto")
+            for size in (256 * 2**20, 0)
+        ],
+        "predict": [
+            {"method": method, "n": n}
+            for n in (1, 32, 2000)
+            for method in ("skpeft", "encode")
+        ],
+        "growth": [
+            {"n": n, "cache_bytes": size}
+            for n in (250, 1000, 4000)
+            for size in (0, 256 * 2**20)
+        ],
+    }
+    return [(what, case) for what in args.what for case in cases[what]]
+
+
+def report(runs):
+    """One Markdown table for each kind of measurement: medians over repeats."""
+    kinds = dict.fromkeys(run["what"] for run in runs)
+    for what in kinds:
+        own = [run for run in runs if run["what"] == what]
+        cases = dict.fromkeys(json.dumps(run["case"]) for run in own)
+        names = [name for name in own[0]["found"] if name != "scores"]
+        print(f"\n*{what}*\n\n| case | runs | {' | '.join(names)} |")
+        print("|" + " --- |" * (len(names) + 2))
+        for case in cases:
+            found = [run["found"] for run in own if json.dumps(run["case"]) == case]
+            cells = [
+                f"{statistics.median(f[name] for f in found):.4g}" for name in names
+            ]
+            print(f"| {case} | {len(found)} | {' | '.join(cells)} |")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path)
+    parser.add_argument("--what", nargs="+", choices=MEASURES, default=list(MEASURES))
+    parser.add_argument("--sets", nargs="+", default=["trec6", "cuad_clauses"])
+    parser.add_argument("--rows", nargs="+", type=int, default=[128, 1000])
+    parser.add_argument("--peers", nargs="*", default=["peft_trainer"])
+    parser.add_argument("--repeats", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--out", type=Path, default=Path("cost.jsonl"))
+    parser.add_argument("--report", action="store_true")
+    parser.add_argument("--one", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    if args.one:
+        what, case = json.loads(args.one)
+        print(json.dumps(MEASURES[what](args, **case)))
+        return
+    if not args.report:
+        # Repeats are the outer loop: what disturbs the machine disturbs all cases.
+        for what, case in plan(args) * args.repeats:
+            command = [sys.executable, __file__, "--data", str(args.data)]
+            command += [
+                "--threads",
+                str(args.threads),
+                "--one",
+                json.dumps([what, case]),
+            ]
+            done = subprocess.run(command, check=True, capture_output=True, text=True)
+            found = json.loads(done.stdout.splitlines()[-1])
+            run = {"what": what, "case": case, "threads": args.threads, "found": found}
+            with args.out.open("a") as file:
+                file.write(json.dumps(run) + "\n")
+    report([json.loads(line) for line in args.out.read_text().splitlines()])
+
+
+if __name__ == "__main__":
+    main()
