@@ -177,7 +177,8 @@ def trained(encoder, method):
 
 
 def test_new_network_computes_what_the_frozen_encoder_does(trained):
-    np.testing.assert_allclose(trained.fresh, trained.frozen, rtol=0, atol=1e-6)
+    # Hidden states that are kept come from batches of one length: rounding may differ.
+    np.testing.assert_allclose(trained.fresh, trained.frozen, rtol=0, atol=5e-6)
 
 
 def test_training_changes_features_and_leaves_frozen_bits(trained):
