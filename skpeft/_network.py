@@ -17,6 +17,7 @@ from skpeft import _prefix
 from skpeft._cache import STATES
 from skpeft._data import length_batches
 from skpeft._validation import one_of
+from skpeft.adapters import _peft
 from skpeft.adapters.base import (
     WHOLE_BLOCK,
     AdaptedLayer,
@@ -133,10 +134,7 @@ class AdapterNetwork:
             for tensor in module.parameters():
                 if tensor.requires_grad:
                     tensor.data = tensor.data.to(device, weight_dtype)
-            if start:
-                from skpeft.adapters import _peft
-
-                _peft.fill(module, start)
+            _peft.fill(module, start)
         if self._stored is not None:
             load_tensors(module, self._stored)
             self._stored = None
@@ -150,8 +148,6 @@ class AdapterNetwork:
         adapter = self.adapter
         if adapter is None or adapter.weights is None or self._stored is not None:
             return {}  # `_stored`: the network was fitted, and has its own
-        from skpeft.adapters import _peft
-
         table, blocks = known_table(backbone), block_paths(backbone)
         found = _peft.start_of(
             adapter,
@@ -283,24 +279,28 @@ class AdapterNetwork:
 
         It is tried once, on the first items that come; a fitted network keeps the outcome.
         """
-        live = self.live
+        _ = self.live  # built before the lock is taken, which building takes too
         if self._halves is None and self.resumes is not False:
-            if self.adapter is None or live.backbone.role_table is None:
-                self.resumes = False
-                return None
-            path = _join(live.backbone.root, live.backbone.role_table["blocks"])
-            lengths = [live.backbone.length(item) for item in items]
-            # Items of all lengths, and the last of them by itself, as other batches will be.
-            order = np.argsort(np.negative(lengths), kind="stable")
-            some = [items[i] for i in dict.fromkeys([*order[:2], *order[-2:]])]
-            batches = self._collate(some), self._collate(some[-1:])
-            rounding = 1e-4 if live.autocast is None else 3e-2
-            with self.own_context(), torch.no_grad(), autocast_to(live):
-                halves = _prefix.halve(
-                    live.module, path, live.lowest, *batches, rounding
-                )
-            self._halves, self.resumes = halves, halves is not None
+            with self._lock:  # a trial notes the calls of blocks, so one at a time
+                if self._halves is None and self.resumes is not False:
+                    self._halves = self._halve(items)
+                    self.resumes = self._halves is not None
         return self._halves
+
+    def _halve(self, items: Sequence[Item]) -> _prefix.Halves | None:
+        """Split the module, and try the halves on some of the items."""
+        live = self.live
+        if self.adapter is None or live.backbone.role_table is None:
+            return None
+        path = _join(live.backbone.root, live.backbone.role_table["blocks"])
+        lengths = [live.backbone.length(item) for item in items]
+        # Items of all lengths, and the last of them by itself, as other batches will be.
+        order = np.argsort(np.negative(lengths), kind="stable")
+        some = [items[i] for i in dict.fromkeys([*order[:2], *order[-2:]])]
+        batches = self._collate(some), self._collate(some[-1:])
+        rounding = 1e-4 if live.autocast is None else 3e-2
+        with self.own_context(), torch.no_grad(), autocast_to(live):
+            return _prefix.halve(live.module, path, live.lowest, *batches, rounding)
 
     @torch.inference_mode(False)
     @torch.no_grad()
@@ -312,7 +312,7 @@ class AdapterNetwork:
         """
         assert self._halves is not None
         live = self.live
-        place = hash(self._place(self._halves))
+        place = self._place(self._halves)
         keys = [(place, _content(item)) for item in items]
         found = [STATES.get(key) for key in keys]
         missing: dict[tuple[int, ...], list[int]] = {}
@@ -326,10 +326,8 @@ class AdapterNetwork:
             with autocast_to(live):
                 states = self._halves.states(batch)
             for i, state in zip(rows, states, strict=False):
-                own = [
-                    tensor.clone() for tensor in state
-                ]  # not a view of the whole batch
-                found[i] = own
+                # Not views, which would keep the whole batch.
+                found[i] = own = [tensor.clone() for tensor in state]
                 STATES.put(keys[i], own)
         return [state for state in found if state is not None]
 

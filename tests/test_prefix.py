@@ -405,3 +405,18 @@ def test_threads_fit_and_predict_with_one_cache(plain_folder):
         found = list(pool.map(fitted, [1, 2, 3, 4] * 2))
     for one, other in zip(found, expected * 2, strict=True):
         np.testing.assert_array_equal(one, other)
+
+
+def test_threads_that_come_first_to_a_loaded_model_try_it_once(plain_folder):
+    clf = AdapterClassifier(str(plain_folder("bert")), max_epochs=1, random_state=0)
+    clf.fit(models.TEXTS, LABELS)
+    batches = [models.TEXTS[i:] for i in range(4)] * 4
+    expected = [clf.transform(batch) for batch in batches]
+    network = pickle.loads(pickle.dumps(clf))._network
+    network.resumes = None  # not tried yet
+    items = [network.prepare(batch) for batch in batches]
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(network.features, items))
+    assert network.resumes
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(one, other)

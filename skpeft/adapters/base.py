@@ -1,6 +1,7 @@
 """The adapter contract: a spec names roles, and wraps the frozen layers found there."""
 
 import copy
+import os
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -182,6 +183,43 @@ class Adapter(BaseEstimator):
     def validate(self) -> None:
         """Check the parameters; raises `ValueError` naming the one that is wrong."""
         validate_spec(self)
+
+
+class SharedWithPeft(Adapter):
+    """Base class of the methods that PEFT has too, and may have trained."""
+
+    @classmethod
+    def from_pretrained(
+        cls, folder: str | os.PathLike, *, frozen: bool = False
+    ) -> "SharedWithPeft":
+        """Spec of a trained adapter, saved by PEFT, sentence-transformers or skpeft.
+
+        Its parameters are those of the saved one. The blocks are those that it adapts:
+        leave ``layers="auto"`` in the estimator.
+
+        Parameters
+        ----------
+        folder : str or path
+            Holds ``adapter_config.json`` and ``adapter_model.safetensors``.
+        frozen : bool, default=False
+            Whether its tensors stay as they are, so that only a head is fitted, in place
+            of being where training starts.
+
+        Returns
+        -------
+        Adapter
+            Of this class, to be passed as `adapter` of an estimator.
+
+        Raises
+        ------
+        OSError
+            If a file is missing.
+        ValueError
+            If a file is damaged, or the adapter is none that skpeft can compute.
+        """
+        from skpeft.adapters._peft import spec_from_folder  # which knows this class
+
+        return spec_from_folder(cls, folder, frozen)
 
 
 def linear_roles(table: Mapping[str, str]) -> tuple[str, ...]:

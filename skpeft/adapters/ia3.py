@@ -1,16 +1,15 @@
 """Learned factors on activations."""
 
-import os
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 from skpeft._validation import check_roles, check_start
-from skpeft.adapters.base import AdaptedLayer, Adapter, folded, widths
+from skpeft.adapters.base import AdaptedLayer, SharedWithPeft, folded, widths
 
 
-class IA3(Adapter):
+class IA3(SharedWithPeft):
     r"""Learned factors on keys, values and the feed-forward's inner activations.
 
     The output of a layer becomes :math:`(1 + l) \odot (W x + b)`; at `input_roles` it is the
@@ -63,39 +62,6 @@ class IA3(Adapter):
         self.input_roles = input_roles
         self.weights = weights
         self.frozen = frozen
-
-    @classmethod
-    def from_pretrained(
-        cls, folder: str | os.PathLike, *, frozen: bool = False
-    ) -> "IA3":
-        """Spec of a trained adapter, saved by PEFT, sentence-transformers or skpeft.
-
-        Its parameters are those of the saved one. The blocks are those that it adapts:
-        leave ``layers="auto"`` in the estimator.
-
-        Parameters
-        ----------
-        folder : str or path
-            Holds ``adapter_config.json`` and ``adapter_model.safetensors``.
-        frozen : bool, default=False
-            Whether its tensors stay as they are, so that only a head is fitted, in place
-            of being where training starts.
-
-        Returns
-        -------
-        IA3
-            To be passed as `adapter` of an estimator.
-
-        Raises
-        ------
-        OSError
-            If a file is missing.
-        ValueError
-            If a file is damaged, or the adapter is none that skpeft can compute.
-        """
-        from skpeft.adapters._peft import spec_from_folder
-
-        return spec_from_folder(cls, folder, frozen)
 
     def target_roles(self) -> tuple[str, ...]:
         """Roles at which the method acts."""

@@ -1,8 +1,8 @@
 """Low-rank adaptation."""
 
 import math
-import os
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,15 +10,15 @@ from torch import Tensor, nn
 from skpeft._validation import Integral, Interval, Real, check_roles, check_start
 from skpeft.adapters.base import (
     AdaptedLayer,
-    Adapter,
     GeneratorDropout,
+    SharedWithPeft,
     folded,
     linear_roles,
     widths,
 )
 
 
-class LoRA(Adapter):
+class LoRA(SharedWithPeft):
     r"""Low-rank update of frozen linear layers.
 
     A layer :math:`W x + b` becomes :math:`W x + b + s\, B A\, \mathrm{drop}(x)` with
@@ -101,39 +101,6 @@ class LoRA(Adapter):
         self.use_dora = use_dora
         self.weights = weights
         self.frozen = frozen
-
-    @classmethod
-    def from_pretrained(
-        cls, folder: str | os.PathLike, *, frozen: bool = False
-    ) -> "LoRA":
-        """Spec of a trained adapter, saved by PEFT, sentence-transformers or skpeft.
-
-        Its parameters are those of the saved one. The blocks are those that it adapts:
-        leave ``layers="auto"`` in the estimator.
-
-        Parameters
-        ----------
-        folder : str or path
-            Holds ``adapter_config.json`` and ``adapter_model.safetensors``.
-        frozen : bool, default=False
-            Whether its tensors stay as they are, so that only a head is fitted, in place
-            of being where training starts.
-
-        Returns
-        -------
-        LoRA
-            To be passed as `adapter` of an estimator.
-
-        Raises
-        ------
-        OSError
-            If a file is missing.
-        ValueError
-            If a file is damaged, or the adapter is none that skpeft can compute.
-        """
-        from skpeft.adapters._peft import spec_from_folder
-
-        return spec_from_folder(cls, folder, frozen)
 
     @property
     def scaling(self) -> float:
@@ -220,15 +187,8 @@ class LoRALinear(AdaptedLayer):
 class DoRALinear(LoRALinear):
     """A frozen linear layer, its low-rank update, and the lengths of the weight's rows."""
 
-    def __init__(
-        self,
-        base: nn.Module,
-        rank: int,
-        scaling: float,
-        dropout: float,
-        generator: torch.Generator,
-    ) -> None:
-        super().__init__(base, rank, scaling, dropout, generator)
+    def __init__(self, base: nn.Module, *how: Any) -> None:
+        super().__init__(base, *how)
         n_out = len(self.lora_B)
         self.magnitude = nn.Parameter(
             torch.zeros(n_out, dtype=torch.float32, device="cpu")
