@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -407,7 +408,9 @@ def test_threads_fit_and_predict_with_one_cache(plain_folder):
         np.testing.assert_array_equal(one, other)
 
 
-def test_threads_that_come_first_to_a_loaded_model_try_it_once(plain_folder):
+def test_threads_that_come_first_to_a_loaded_model_try_it_once(
+    plain_folder, monkeypatch
+):
     clf = AdapterClassifier(str(plain_folder("bert")), max_epochs=1, random_state=0)
     clf.fit(models.TEXTS, LABELS)
     batches = [models.TEXTS[i:] for i in range(4)] * 4
@@ -415,8 +418,17 @@ def test_threads_that_come_first_to_a_loaded_model_try_it_once(plain_folder):
     network = pickle.loads(pickle.dumps(clf))._network
     network.resumes = None  # not tried yet
     items = [network.prepare(batch) for batch in batches]
+    trials, halve = [], _prefix.halve
+
+    def slow(*arguments):
+        trials.append(1)
+        time.sleep(0.05)  # long enough for other threads to come
+        return halve(*arguments)
+
+    monkeypatch.setattr(_prefix, "halve", slow)
     with ThreadPoolExecutor(8) as pool:
         found = list(pool.map(network.features, items))
     assert network.resumes
+    assert len(trials) == 1
     for one, other in zip(found, expected, strict=True):
         np.testing.assert_array_equal(one, other)
