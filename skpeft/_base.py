@@ -200,10 +200,13 @@ class BaseAdapterEstimator(
         network = AdapterNetwork(encoder, adapter, self.layers, **place)
         start = network.state()
         past = self._resume(network, start) if goes_on else History()
-        rows = self._prepare(network, data, target)
-        training, validation = self._split(
-            network, rows, target, held_out, random_state
-        )
+        asks = network.trains and self._asks_frozen(objective)
+        rows = self._prepare(network, data, target, asks)
+        if held_out is None:
+            training, validation = self._split(rows, random_state)
+        else:
+            training = rows
+            validation = self._prepare(network, held_out, target, asks)
         settings = None
         if network.trains:
             settings = self._settings(network, objective, training, validation)
@@ -230,14 +233,11 @@ class BaseAdapterEstimator(
             new, finished = self._train(plan, objective)
             history += new
             trained = network.state()
-            network.load_state(plan.start)
-        features = frozen = network.features(plan.rows.items)
-        if network.trains:
             if finished:
-                verdict = self._judge(plan, objective, history, trained, frozen)
+                verdict = self._judge(plan, objective, history, trained)
             network.load_state(between(plan.start, trained, verdict.strength))
-            features = network.features(plan.rows.items)
-        self.head_ = self._fit_head(features, frozen, plan, data, target)
+        features = network.features(plan.rows.items)
+        self.head_ = self._fit_head(features, plan, data, target)
         if self._task == "classification":
             self.temperature_ = verdict.temperature
             if self.temperature_ != 1.0:
@@ -278,7 +278,7 @@ class BaseAdapterEstimator(
             return history, False
         return history, True
 
-    def _judge(self, plan, objective, history, trained, frozen):
+    def _judge(self, plan, objective, history, trained):
         """How far to trust the adapters, and how sure the head may be."""
         from skpeft._shrinkage import Verdict, fit_half, judge, validate
         from skpeft._training import DivergedError
@@ -291,7 +291,7 @@ class BaseAdapterEstimator(
             if plan.held_out:
                 evidence = validate(
                     plan.network,
-                    (plan.start, trained),
+                    trained,
                     plan.training,
                     plan.validation,
                     self._held_out_outputs,
@@ -300,7 +300,6 @@ class BaseAdapterEstimator(
                 evidence = fit_half(
                     plan.network,
                     plan.start,
-                    frozen,
                     plan.rows,
                     objective,
                     replace(plan.settings, max_epochs=len(history.losses)),
@@ -318,12 +317,12 @@ class BaseAdapterEstimator(
             return Verdict(1.0, 1.0)
         return Verdict(1.0, 1.0) if evidence is None else judge(evidence, self._task)
 
-    def _held_out_outputs(self, features, frozen, rows, unseen):
+    def _held_out_outputs(self, features, rows, unseen):
         """Outputs for unseen rows of the default head fitted on others."""
         from skpeft.heads import default_head, fit_head, logits
 
         y, weights = rows.targets, rows.weights
-        head = default_head(features, y, weights, frozen, self._task)
+        head = default_head(features, y, weights, rows.frozen, self._task)
         head = fit_head(head, features, y, weights, weighted=True)
         if self._task == "classification":
             return logits(head, unseen)
@@ -403,7 +402,13 @@ class BaseAdapterEstimator(
         """Row weights of a data set, or None where all count the same."""
         return data.weights
 
-    def _prepare(self, network, data, target):
+    def _asks_frozen(self, objective):
+        """Whether anything in a fit looks at features before training."""
+        judges = self.shrinkage == "auto" and self.head is None
+        chooses = self.head is None and self._task == "regression"
+        return objective.needs_predictions or judges or chooses
+
+    def _prepare(self, network, data, target, asks_frozen):
         """Tokenise once; encode the targets; one weight a row."""
         from skpeft._training import Rows
 
@@ -418,14 +423,13 @@ class BaseAdapterEstimator(
         weights = weights / weights.max()  # large and small ones, without overflow
         weights = weights / weights.mean()
         items = network.prepare(data.samples)
-        return Rows(items, target.encode(data.y), weights, data.n_hints)
+        frozen = network.start_features(items) if asks_frozen else None
+        return Rows(items, target.encode(data.y), weights, data.n_hints, frozen)
 
-    def _split(self, network, rows, target, held_out, random_state):
-        """Rows for training and, if anybody looks at them, rows for validation."""
+    def _split(self, rows, random_state):
+        """Rows for training and, with early stopping, rows for validation."""
         from skpeft._data import split_rows
 
-        if held_out is not None:
-            return rows, self._prepare(network, held_out, target)
         if self.early_stopping is not True:
             return rows, None
         own = rows.own
@@ -460,7 +464,7 @@ class BaseAdapterEstimator(
                 UserWarning,
                 stacklevel=4,
             )
-        n_tokens = network.mean_length(training.items)
+        n_tokens = np.mean(network.lengths(training.items))
         stops = validation is not None and self.early_stopping is not False
         n_epochs = self.max_epochs or objective.default_epochs(n_rows)
         batch_size = self.batch_size or default_batch_size(objective, n_tokens)
@@ -478,13 +482,14 @@ class BaseAdapterEstimator(
             callback=self.callback,
         )
 
-    def _fit_head(self, features, frozen, plan, data, target):
+    def _fit_head(self, features, plan, data, target):
         """Fit the head of the user, or the default one, on adapted features."""
         from skpeft.heads import default_head, fit_head
 
         given = self._total_weights(data, target)
         head, weights = self.head, plan.rows.weights
         if head is None:
+            frozen = plan.rows.frozen if plan.network.trains else features
             head = default_head(features, data.y, weights, frozen, self._task)
         else:
             weights = given

@@ -3,7 +3,7 @@
 import copy
 import hashlib
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, NamedTuple
 
@@ -35,7 +35,8 @@ FORMAT = 1
 # Tokens that go through at once, padding included: on a CPU, where 512 took 0.5 to 0.6 of
 # the time of all at once and 256 took 0.9 to 1 of that of 512, and elsewhere.
 _TOKENS_PER_GROUP = (256, 16384)
-# From 12 rows on, a row of a matrix product had the same bits whatever came with it.
+# From 12 rows on, a row of a matrix product had the same bits whatever came with it. What
+# is asked for with fewer tokens in all is neither kept nor looked up.
 _LEAST_TOKENS = 16
 
 
@@ -262,12 +263,12 @@ class AdapterNetwork:
         Items of like length so come together; what is beyond the limit of the cache comes
         when it is needed.
         """
-        n_bytes = 0
-        if self._halves_for(items) is None:
+        n_bytes, halves = 0, self._halves_for(items)
+        if halves is None:
             return
-        lengths = [self.live.backbone.length(item) for item in items]
-        for group in self._groups(lengths):
-            states = self._states([items[i] for i in group])
+        for group in self.groups(self.lengths(items)):
+            some = [items[i] for i in group]
+            states = self.kept(halves.place, some, halves.states)
             n_bytes += sum(tensor.nbytes for state in states for tensor in state)
             if n_bytes >= STATES.limit:
                 return
@@ -293,7 +294,7 @@ class AdapterNetwork:
         if self.adapter is None or live.backbone.role_table is None:
             return None
         path = _join(live.backbone.root, live.backbone.role_table["blocks"])
-        lengths = [live.backbone.length(item) for item in items]
+        lengths = self.lengths(items)
         # Items of all lengths, and the last of them by itself, as other batches will be.
         order = np.argsort(np.negative(lengths), kind="stable")
         some = [items[i] for i in dict.fromkeys([*order[:2], *order[-2:]])]
@@ -302,48 +303,74 @@ class AdapterNetwork:
         with self.own_context(), torch.no_grad(), autocast_to(live):
             return _prefix.halve(live.module, path, live.lowest, *batches, rounding)
 
+    def start_features(self, items: Sequence[Item]) -> np.ndarray:
+        """Features of shape (n_items, dim) before training, without gradients.
+
+        They are the frozen encoder's own, which are kept like hidden states, but for an
+        adapter that starts from saved weights: then the network must be in its start.
+        """
+        if self.adapter is not None and self.adapter.weights is not None:
+            return self.features(items)
+        self.live.backbone.check_unchanged()
+        kept = self.kept(("features",), items, self._frozen)
+        return torch.stack([features for (features,) in kept]).cpu().numpy()
+
+    def _frozen(self, batch: dict[str, Tensor]) -> list[list[Tensor]]:
+        """Features of a batch from the encoder as it is."""
+        features = self.live.backbone.module(batch)
+        return [[row] for row in features.to(self._weight_dtype)]
+
     @torch.inference_mode(False)
     @torch.no_grad()
-    def _states(self, items: Sequence[Item]) -> list[list[Tensor]]:
-        """Hidden states of items, from the cache or computed.
+    def kept(
+        self,
+        where: tuple[str, ...],
+        items: Sequence[Item],
+        compute: Callable[[dict[str, Tensor]], list[list[Tensor]]],
+    ) -> list[list[Tensor]]:
+        """What frozen parts give for items, from the cache or computed.
 
-        They come out the same whatever is asked for together: batches hold items of one
+        It comes out the same whatever is asked for together: batches hold items of one
         length, and tokens enough for products that do not depend on the number of rows.
         """
-        assert self._halves is not None
-        live = self.live
-        place = self._place(self._halves)
+        place = self._place(where)
         keys = [(place, _content(item)) for item in items]
-        found = [STATES.get(key) for key in keys]
-        missing: dict[tuple[int, ...], list[int]] = {}
-        for i, item in enumerate(items):
-            if found[i] is None:
-                missing.setdefault(tuple(map(len, item.values())), []).append(i)
-        for rows in missing.values():
-            n_tokens = max(1, live.backbone.length(items[rows[0]]))
-            filled = [*rows, *[rows[0]] * (-(-_LEAST_TOKENS // n_tokens) - len(rows))]
-            batch = self._collate([items[i] for i in filled])
-            with autocast_to(live):
-                states = self._halves.states(batch)
-            for i, state in zip(rows, states, strict=False):
-                # Not views, which would keep the whole batch.
-                found[i] = own = [tensor.clone() for tensor in state]
-                STATES.put(keys[i], own)
-        return [state for state in found if state is not None]
+        wanted = dict(zip(keys, items, strict=True))
+        found = {key: kept for key in wanted if (kept := STATES.get(key)) is not None}
+        missing: dict[tuple[int, ...], list[tuple]] = {}
+        for key, item in wanted.items():
+            if key not in found:
+                missing.setdefault(tuple(map(len, item.values())), []).append(key)
+        for alike in missing.values():
+            n_tokens = max(1, self.live.backbone.length(wanted[alike[0]]))
+            size = max(1, self._tokens_per_group // n_tokens)
+            for some in (alike[i : i + size] for i in range(0, len(alike), size)):
+                filled = [
+                    *some,
+                    *some[:1] * (-(-_LEAST_TOKENS // n_tokens) - len(some)),
+                ]
+                batch = self._collate([wanted[key] for key in filled])
+                with autocast_to(self.live):
+                    states = compute(batch)
+                for key, state in zip(some, states, strict=False):
+                    # Not views, which would keep the whole batch.
+                    found[key] = own = [tensor.clone() for tensor in state]
+                    STATES.put(key, own)
+        return [found[key] for key in keys]
 
-    def _place(self, halves: _prefix.Halves) -> tuple:
-        """Of which encoder, and from where in it, hidden states are."""
+    def _place(self, where: tuple[str, ...]) -> tuple:
+        """Of which encoder, and from where in it, something is kept."""
         live = self.live
         types = (str(live.device), self.precision, live.autocast)
-        return *live.backbone.identity, halves.place, types
+        return *live.backbone.identity, where, types
 
     def prepare(self, samples: Sequence) -> list[Item]:
         """Turn samples into items, once per fit or prediction."""
         return self.live.backbone.prepare(samples)
 
-    def mean_length(self, items: Sequence[Item]) -> float:
-        """Mean number of tokens."""
-        return float(np.mean([self.live.backbone.length(item) for item in items]))
+    def lengths(self, items: Sequence[Item]) -> list[int]:
+        """Number of tokens of each item."""
+        return [self.live.backbone.length(item) for item in items]
 
     def forward(self, items: Sequence[Item]) -> Tensor:
         """Adapted features of shape (n_items, dim), with gradients.
@@ -351,47 +378,58 @@ class AdapterNetwork:
         Items go through in groups of like length, which saves padding, and come out in
         their own order.
         """
-        live = self.live
-        self._halves_for(items)
-        lengths = [live.backbone.length(item) for item in items]
-        groups = list(self._groups(lengths))
-        features = torch.cat([self._run([items[i] for i in rows]) for rows in groups])
-        return features[torch.from_numpy(np.argsort(np.concatenate(groups)))]
+        lengths = self.lengths(items)
+        groups = list(self.groups(lengths))
+        # A short text by itself goes through all blocks faster than it makes and uses states.
+        resumes = self._halves_for(items) and sum(lengths) >= _LEAST_TOKENS
+        run = self._resume if resumes else self._run
+        features = torch.cat([run([items[i] for i in rows]) for rows in groups])
+        order = torch.from_numpy(np.argsort(np.concatenate(groups)))
+        return features[order].to(self._weight_dtype)
 
-    def _groups(self, lengths: Sequence[int]) -> Iterator[np.ndarray]:
-        """Row numbers that go through together."""
-        return length_batches(
-            lengths, _TOKENS_PER_GROUP[self.live.device.type != "cpu"]
-        )
+    def groups(self, lengths: Sequence[int]) -> Iterator[np.ndarray]:
+        """Numbers of the rows that go through together, by their lengths."""
+        return length_batches(lengths, self._tokens_per_group)
+
+    @property
+    def _tokens_per_group(self) -> int:
+        return _TOKENS_PER_GROUP[self.live.device.type != "cpu"]
+
+    @property
+    def _weight_dtype(self) -> torch.dtype:
+        return resolve_precision(self.precision, self.live.device)[0]
 
     def _collate(self, items: Sequence[Item]) -> dict[str, Tensor]:
         """One batch where the weights are, in their type."""
-        live = self.live
-        weight_dtype, _ = resolve_precision(self.precision, live.device)
+        device, dtype = self.live.device, self._weight_dtype
         return {
-            name: tensor.to(
-                live.device, weight_dtype if tensor.is_floating_point() else None
-            )
-            for name, tensor in live.backbone.collate(items).items()
+            name: tensor.to(device, dtype if tensor.is_floating_point() else None)
+            for name, tensor in self.live.backbone.collate(items).items()
         }
 
     def _run(self, items: Sequence[Item]) -> Tensor:
-        """Features of one group of items, from their hidden states where that can be."""
-        live = self.live
-        batch = self._collate(items)
-        states = self._states(items) if self._halves is not None else None
-        with autocast_to(live):
-            if self._halves is not None and states is not None:
-                features = self._halves.resume(batch, states)
-            else:
-                features = live.module(batch)
-        return features.to(resolve_precision(self.precision, live.device)[0])
+        """Features of one group of items, through all blocks."""
+        with autocast_to(self.live):
+            return self.live.module(self._collate(items))
+
+    def _resume(self, items: Sequence[Item]) -> Tensor:
+        """Features of one group of items from their hidden states."""
+        assert self._halves is not None
+        states = self.kept(self._halves.place, items, self._halves.states)
+        with autocast_to(self.live):
+            return self._halves.resume(self._collate(items), states)
 
     def features(self, items: Sequence[Item]) -> np.ndarray:
         """Adapted features of shape (n_items, dim) as an array, without gradients."""
+        if self.adapter is None and sum(self.lengths(items)) >= _LEAST_TOKENS:
+            return self.start_features(items)
         self.live.backbone.check_unchanged()
+        keys = [_content(item) for item in items]
+        each = dict(zip(keys, items, strict=True))  # the same text goes through once
         with torch.no_grad():
-            return self.forward(items).cpu().numpy()
+            found = self.forward(list(each.values())).cpu().numpy()
+        place = {key: i for i, key in enumerate(each)}
+        return found[[place[key] for key in keys]]
 
     def __getstate__(self) -> dict:
         state = self.__dict__.copy()

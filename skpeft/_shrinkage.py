@@ -26,9 +26,8 @@ _LOG_TEMPERATURE_SD = 0.2
 _LOG_TEMPERATURES = np.linspace(-1.5, 2.0, 141)
 
 State = dict[str, np.ndarray]
-Indices = np.ndarray
-#: Fits a head on features, given frozen features and rows too; its outputs for others.
-OutputsOf = Callable[[np.ndarray, np.ndarray, Rows, np.ndarray], np.ndarray]
+#: Fits a head on features of rows, given the rows too; its outputs for other features.
+OutputsOf = Callable[[np.ndarray, Rows, np.ndarray], np.ndarray]
 
 
 class HeldOut(NamedTuple):
@@ -61,35 +60,33 @@ def between(frozen: State, trained: State, strength: float) -> State:
 
 
 def held_out(
-    features: tuple[np.ndarray, np.ndarray],
-    fitted: Indices,
-    unseen: Indices,
-    rows: Rows,
+    adapted: tuple[np.ndarray, np.ndarray],
+    fitted: Rows,
+    unseen: Rows,
     outputs_of: OutputsOf,
 ) -> HeldOut:
     """Outputs on unseen rows of heads on frozen and on adapted features.
 
     Parameters
     ----------
-    features : tuple of two ndarray of shape (n_rows, dim)
-        Of all rows, from the frozen and from the trained network.
-    fitted, unseen : ndarray of int
-        Numbers of the rows that adapters and heads are fitted on, and of those they are
-        asked about.
-    rows : Rows
-        All rows.
+    adapted : tuple of two ndarray of shape (n_rows, dim)
+        Features of both parts from the trained network.
+    fitted, unseen : Rows
+        The rows that adapters and heads are fitted on, and those they are asked about,
+        with their features from the frozen network.
     outputs_of : callable
         Fits a head and gives its outputs.
     """
-    frozen, part, left = features[0][fitted], rows.take(fitted), rows.take(unseen)
-    outputs = [outputs_of(x[fitted], frozen, part, x[unseen]) for x in features]
-    return HeldOut(np.stack(outputs), left.targets, left.weights)
+    assert fitted.frozen is not None
+    assert unseen.frozen is not None
+    features = (fitted.frozen, unseen.frozen), adapted
+    outputs = [outputs_of(known, fitted, asked) for known, asked in features]
+    return HeldOut(np.stack(outputs), unseen.targets, unseen.weights)
 
 
 def fit_half(
     network: AdapterNetwork,
     start: State,
-    frozen: np.ndarray,
     rows: Rows,
     objective: Objective,
     settings: Settings,
@@ -107,10 +104,8 @@ def fit_half(
         To be trained, from `start`.
     start : dict of str to ndarray
         State in which the adapters change nothing.
-    frozen : ndarray of shape (n_rows, dim)
-        Features of the rows in that state.
     rows : Rows
-        All rows, hints too.
+        All rows, hints too, with their features in that state.
     objective, settings, random_state
         As for training on all rows.
     outputs_of : callable
@@ -123,25 +118,22 @@ def fit_half(
     network.load_state(start)
     quiet = replace(settings, patience=None, callback=None)
     train(network, rows.take(fitted), objective, quiet, random_state, History())
-    features = (frozen, network.features(rows.items))
-    return held_out(features, fitted, left, rows, outputs_of)
+    adapted = network.features(rows.items)
+    parts = rows.take(fitted), rows.take(left)
+    return held_out((adapted[fitted], adapted[left]), *parts, outputs_of)
 
 
 def validate(
     network: AdapterNetwork,
-    states: tuple[State, State],
+    trained: State,
     training: Rows,
     validation: Rows,
     outputs_of: OutputsOf,
 ) -> HeldOut:
     """Outputs on validation rows, from the frozen and from the trained state."""
-    rows, features = training + validation, []
-    for state in states:
-        network.load_state(state)
-        features.append(network.features(rows.items))
-    numbers = np.arange(len(rows.items))
-    fitted, unseen = np.split(numbers, [len(training.items)])
-    return held_out((features[0], features[1]), fitted, unseen, rows, outputs_of)
+    network.load_state(trained)
+    adapted = network.features(training.items), network.features(validation.items)
+    return held_out(adapted, training, validation, outputs_of)
 
 
 def half_of(

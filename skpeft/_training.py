@@ -1,7 +1,7 @@
 """The training loop: plain functions over a network, an objective and rows."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,12 +26,14 @@ class Rows:
     """Prepared rows: items, targets of shape (n,), weights of shape (n,).
 
     The last `n_hints` are texts about labels: always learned from, never held out.
+    `frozen` are features before training, of shape (n, dim), where anybody asks for them.
     """
 
     items: list[Item]
     targets: np.ndarray
     weights: np.ndarray
     n_hints: int = 0
+    frozen: np.ndarray | None = None
 
     @property
     def own(self) -> "Rows":
@@ -40,14 +42,11 @@ class Rows:
 
     def take(self, indices: np.ndarray) -> "Rows":
         """The rows of these numbers, as rows that are no hints."""
-        items = [self.items[i] for i in indices]
-        return Rows(items, self.targets[indices], self.weights[indices])
-
-    def __add__(self, other: "Rows") -> "Rows":
         return Rows(
-            [*self.items, *other.items],
-            np.concatenate([self.targets, other.targets]),
-            np.concatenate([self.weights, other.weights]),
+            [self.items[i] for i in indices],
+            self.targets[indices],
+            self.weights[indices],
+            frozen=None if self.frozen is None else self.frozen[indices],
         )
 
     def with_hints(self, indices: np.ndarray) -> np.ndarray:
@@ -89,7 +88,9 @@ class Linear(nn.Module):
         self, network: AdapterNetwork, rows: Rows, objective: Objective
     ) -> None:
         super().__init__()
-        features = network.features(rows.items)
+        features = rows.frozen
+        if features is None:
+            features = network.start_features(rows.items)
         start = closed_form(features, rows.targets, rows.weights, objective.task)
         device, dtype = network.live.device, torch.from_numpy(features).dtype
 
@@ -193,13 +194,17 @@ def epochs(
         *(linear.parameters() if linear else []),
     ]
     optimizer = torch.optim.AdamW(
-        parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay
+        parameters,
+        lr=settings.learning_rate,
+        weight_decay=settings.weight_decay,
+        fused=network.live.device.type in ("cpu", "cuda"),
     )
+    lengths = network.lengths(rows.items)
     n_batches = -(-len(rows.items) // settings.batch_size)
     rate = schedule(settings, n_batches * settings.max_epochs)
     for _ in range(settings.max_epochs):
         losses = []
-        for batch in batches(rows, objective, settings.batch_size, random_state):
+        for batch in batches(rows, lengths, objective, settings, random_state):
             for group in optimizer.param_groups:
                 group["lr"] = next(rate)
             losses.append(
@@ -228,12 +233,16 @@ def default_batch_size(objective: Objective, n_tokens: float) -> int:
 
 
 def batches(
-    rows: Rows, objective: Objective, batch_size: int, random_state: RandomState
+    rows: Rows,
+    lengths: Sequence[int],
+    objective: Objective,
+    settings: Settings,
+    random_state: RandomState,
 ) -> list[np.ndarray]:
     """Row numbers of one epoch's batches."""
     if objective.balanced_batches:
-        return balanced_batches(rows.targets, batch_size, random_state)
-    return shuffled_batches(len(rows.items), batch_size, random_state)
+        return balanced_batches(rows.targets, settings.batch_size, random_state)
+    return shuffled_batches(lengths, settings.batch_size, random_state)
 
 
 def train_step(

@@ -290,7 +290,7 @@ class SharedPass:
         self.owner = {name: place[id(n)] for name, n in zip(networks, own, strict=True)}
         self.first = self.networks[0]
         self.route = Route()
-        lengths = [self.first.live.backbone.length(item) for item in items]
+        lengths = self.first.lengths(items)
         order = np.argsort(lengths, kind="stable")
         self._build([items[i] for i in dict.fromkeys([*order[-2:], *order[:2]])])
 
@@ -410,8 +410,8 @@ class SharedPass:
         pairs_of: dict[int, list[int]] = defaultdict(list)
         for pair, row in enumerate(rows):
             pairs_of[row].append(pair)
-        lengths = [first.live.backbone.length(item) for item in items]
-        for group in first._groups(lengths):
+        lengths = first.lengths(items)
+        for group in first.groups(lengths):
             states = self._lower([items[row] for row in group])
             known = None if states is None else dict(zip(group, states, strict=True))
             pairs = np.array(
@@ -436,8 +436,7 @@ class SharedPass:
         if halves is None:
             return None
         self.route.rows = None
-        with autocast_to(self.first.live):
-            return halves.states(self.first._collate(items))
+        return self.first.kept(halves.place, items, halves.states)
 
     def _chunks(
         self,
@@ -448,7 +447,7 @@ class SharedPass:
     ) -> Iterator[tuple[np.ndarray, Part]]:
         """Pairs that go through together: all together, or those of one network."""
         if self.stacked:
-            for some in self.first._groups([lengths[row] for row in rows[pairs]]):
+            for some in self.first.groups([lengths[row] for row in rows[pairs]]):
                 yield pairs[some], self.parts[0]
             return
         for owner in np.unique(owners[pairs]):

@@ -68,7 +68,7 @@ def default_head(
     features: np.ndarray,
     y: np.ndarray,
     weights: np.ndarray,
-    frozen: np.ndarray,
+    frozen: np.ndarray | None,
     task: str,
 ):
     """Linear head whose penalty does not depend on how the training rows were adapted.
@@ -83,8 +83,9 @@ def default_head(
         Targets.
     weights : ndarray of shape (n_samples,)
         Row weights.
-    frozen : ndarray of shape (n_samples, dim)
-        Features before training, on which the penalty of a regressor is chosen.
+    frozen : ndarray of shape (n_samples, dim) or None
+        Features before training, on which the penalty of a regressor is chosen; without
+        them it is fixed.
     task : {"classification", "regression"}
         What the targets are.
     """
@@ -92,7 +93,7 @@ def default_head(
     unit = weights.mean()  # of weights: the penalty must not depend on it
     if task == "classification":
         return LogisticRegression(C=_C / scale**2 / unit, max_iter=1000)
-    if len(y) < 3:
+    if len(y) < 3 or frozen is None:
         return Ridge(alpha=scale**2 * unit)
     frozen_scale = feature_scale(frozen, weights)
     chosen = RidgeCV(_ALPHAS * len(y))

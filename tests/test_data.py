@@ -207,14 +207,41 @@ def test_length_batches_but_the_last_are_filled_as_far_as_they_may(lengths, n_to
 # shuffled_batches ---------------------------------------------------------------------
 
 
-@given(st.integers(1, 300), st.integers(1, 400), seeds)
-def test_shuffled_batches_are_a_partition_of_nearly_equal_size(n, size, seed):
-    batches = shuffled_batches(n, size, RandomState(seed))
+@given(lengths_of_rows, st.integers(1, 400), seeds)
+def test_shuffled_batches_are_a_partition_of_nearly_equal_size(lengths, size, seed):
+    n = len(lengths)
+    batches = shuffled_batches(lengths, size, RandomState(seed))
     assert sorted(np.concatenate(batches)) == list(range(n))
     sizes = [len(batch) for batch in batches]
     assert max(sizes) <= size
     assert max(sizes) - min(sizes) <= 1
     assert len(batches) == -(-n // size)
+
+
+@given(seeds)
+def test_shuffled_batches_of_many_rows_need_little_padding(seed):
+    lengths = np.random.RandomState(seed).randint(5, 40, 1000)
+    batches = shuffled_batches(lengths, 16, RandomState(seed))
+    padded = sum(len(batch) * lengths[batch].max() for batch in batches)
+    in_order = np.array_split(np.random.RandomState(seed).permutation(1000), 63)
+    assert padded < 1.1 * lengths.sum()
+    assert padded < 0.7 * sum(len(b) * lengths[b].max() for b in in_order)
+
+
+def test_shuffled_batches_of_few_rows_are_drawn_whatever_the_lengths():
+    lengths = list(range(8))  # a pool holds one batch only, so all pairs may come up
+    pairs = {
+        tuple(sorted(batch.tolist()))
+        for seed in range(200)
+        for batch in shuffled_batches(lengths, 2, RandomState(seed))
+    }
+    assert len(pairs) == 28
+
+
+def test_shuffled_batches_come_in_any_order_of_length():
+    lengths = np.arange(160)
+    first = {shuffled_batches(lengths, 4, RandomState(i))[0].min() for i in range(40)}
+    assert min(first) < 40 < 120 < max(first)
 
 
 # balanced_batches ---------------------------------------------------------------------
@@ -294,7 +321,7 @@ def test_balanced_batches_of_rare_class_repeat_it_from_batch_to_batch():
 def test_batches_of_the_same_seed_are_the_same(classes, size, seed):
     for make in (
         lambda state: balanced_batches(classes, size, state),
-        lambda state: shuffled_batches(len(classes), size, state),
+        lambda state: shuffled_batches(classes, size, state),
     ):
         one, two = make(RandomState(seed)), make(RandomState(seed))
         assert [b.tolist() for b in one] == [b.tolist() for b in two]
@@ -305,7 +332,7 @@ def test_batches_of_another_seed_and_of_the_next_epoch_are_others():
     state = RandomState(0)
     for make in (
         lambda state: balanced_batches(classes, 10, state),
-        lambda state: shuffled_batches(100, 10, state),
+        lambda state: shuffled_batches([1] * 100, 10, state),
     ):
         orders = {
             tuple(np.concatenate(make(s))) for s in (state, state, RandomState(1))

@@ -24,7 +24,7 @@ from skpeft._cache import StateCache
 from skpeft._network import AdapterNetwork
 from skpeft.adapters import Bottleneck, Combination, LadderSide, LoRA
 from skpeft.encoders import FAMILIES, ArrayEncoder, TextEncoder, TinyTextEncoder
-from skpeft.encoders.base import tensor_state
+from skpeft.encoders.base import Seal
 from tests import models
 
 LABELS = np.arange(len(models.TEXTS)) % 2
@@ -72,12 +72,13 @@ def check_resumed(network, samples):
     blocks = root.get_submodule(network.live.backbone.role_table["blocks"])
     hook = blocks[0].register_forward_hook(lambda *_: lower_calls.append(1))
     found = network.features(items)
-    some = network.features([items[2], items[0]])
+    chosen = [2, 0, *range(3, len(items))]
+    some = network.features([items[i] for i in chosen])
     hook.remove()
     assert lower_calls == []
     size = np.abs(expected).max()
     np.testing.assert_allclose(found, expected, atol=1e-5 * size)
-    np.testing.assert_allclose(some, expected[[2, 0]], atol=1e-5 * size)
+    np.testing.assert_allclose(some, expected[chosen], atol=1e-5 * size)
     with config_context(cache_bytes=0):
         np.testing.assert_array_equal(network.features(items), found)
 
@@ -161,7 +162,7 @@ def test_resumed_features_of_other_adapters_are_those_of_all_blocks(adapter):
 
 @pytest.mark.parametrize("precision", ["float32", "float64"])
 def test_resumed_features_of_numbers_are_those_of_all_blocks(precision):
-    rows = np.random.RandomState(0).normal(size=(9, 5))
+    rows = np.random.RandomState(0).normal(size=(20, 5))
     network = network_of(ArrayEncoder(), n_features=5, precision=precision)
     check_resumed(network, rows)
 
@@ -248,7 +249,7 @@ class MaskOfItsOwn(TinyTextEncoder):
         other = copy.copy(backbone)
         other.module = Renamed().eval()
         other.root = "inner"
-        other._state = tensor_state(other.module)
+        other._seal = Seal(other.module)
 
         def collate_renamed(items):
             batch = collate(items)
@@ -323,7 +324,7 @@ def test_other_estimators_and_predict_find_what_was_kept(plain_folder):
     clf = AdapterClassifier(folder, max_epochs=1, random_state=0)
     clf.fit(models.TEXTS, LABELS)
     computed = cache_info().misses
-    assert computed == len(models.TEXTS)
+    assert computed == 2 * len(models.TEXTS)  # hidden states and frozen features
     clf.predict(models.TEXTS)
     AdapterClassifier(folder, rank=2, max_epochs=1).fit(models.TEXTS, LABELS)
     AdapterRegressor(folder, adapter="bottleneck", max_epochs=1).fit(
@@ -333,19 +334,43 @@ def test_other_estimators_and_predict_find_what_was_kept(plain_folder):
     clf.set_params(layers=[2]).fit(
         models.TEXTS, LABELS
     )  # from elsewhere in the encoder
-    assert cache_info().misses == 2 * computed
+    assert cache_info().misses == computed + len(models.TEXTS)
+
+
+def test_features_without_adapters_are_kept_for_every_way_of_adapting(plain_folder):
+    folder = str(plain_folder("bert"))
+    frozen = AdapterClassifier(folder, adapter=None).fit(models.TEXTS, LABELS)
+    computed = cache_info().misses
+    assert computed == len(models.TEXTS)
+    expected = frozen.transform(models.TEXTS)
+    AdapterClassifier(folder, adapter="ia3", layers=None, max_epochs=1).fit(
+        models.TEXTS, LABELS
+    )
+    assert cache_info().misses == computed
+    with config_context(cache_bytes=0):
+        anew = frozen.transform(models.TEXTS[::-1])
+    np.testing.assert_array_equal(anew[::-1], expected)
+
+
+def test_text_by_itself_goes_through_all_blocks_at_once(plain_folder):
+    clf = AdapterClassifier(str(plain_folder("bert")), max_epochs=1, random_state=0)
+    clf.fit(models.TEXTS, LABELS)
+    asked = cache_info()
+    one = clf.transform(["good film"])
+    assert cache_info() == asked
+    np.testing.assert_allclose(one, clf.transform(models.TEXTS)[:1], atol=1e-5)
 
 
 def test_encoders_do_not_find_each_others_states(plain_folder):
     for seed in (0, 1):
         clf = AdapterClassifier(str(plain_folder("bert", seed)), max_epochs=1)
         clf.fit(models.TEXTS, LABELS)
-        assert cache_info().misses == (seed + 1) * len(models.TEXTS)
+        assert cache_info().misses == 2 * (seed + 1) * len(models.TEXTS)
     for precision in ("float64", "bfloat16"):
         hits = cache_info().hits
-        clf.set_params(precision=precision).fit(models.TEXTS[:2], LABELS[:2])
+        clf.set_params(precision=precision).fit(models.TEXTS[:5], LABELS[:5])
         assert cache_info().hits > hits  # of its own only
-    assert cache_info().misses == 2 * len(models.TEXTS) + 4
+    assert cache_info().misses == 4 * len(models.TEXTS) + 4 * 5
 
 
 def test_loaded_model_resumes_as_the_fitted_one(plain_folder):

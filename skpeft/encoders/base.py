@@ -100,7 +100,7 @@ class Backbone:
         self.probe = probe
         self.n_heads = n_heads
         self.n_calls = n_calls
-        self._state = tensor_state(self.module)
+        self._seal = Seal(self.module)
 
     @property
     def identity(self) -> tuple:
@@ -132,7 +132,8 @@ class Backbone:
     def reader(self) -> "Backbone":
         """Copy that prepares and collates samples, holds no weights and can be pickled."""
         other = copy.copy(self)
-        other.module, other.probe, other._state = nn.Identity(), None, ((), b"")
+        other.module, other.probe = nn.Identity(), None
+        other._seal = Seal(other.module)
         return other
 
     def with_role_table(self, role_table: dict[str, str] | None) -> "Backbone":
@@ -159,7 +160,7 @@ class Backbone:
 
     def check_unchanged(self) -> None:
         """Raise a `RuntimeError` if shared weights were changed by their owner."""
-        if tensor_state(self.module) != self._state:
+        if self._seal.broken:
             raise RuntimeError(
                 "The weights of the loaded model that was passed as encoder were changed "
                 "in place after fit, for example by training it, and the fitted adapters "
@@ -197,17 +198,44 @@ def addresses(module: nn.Module) -> tuple:
     return tuple(t.data_ptr() for t in chain(module.parameters(), module.buffers()))
 
 
-def tensor_state(module: nn.Module) -> tuple:
-    """Addresses, versions and samples of all tensors: changes when any is changed.
+class Seal:
+    """Addresses, versions and samples of all tensors: broken when any is changed.
 
     Fused optimizers and writes to `.data` do not count the version up, so some values
     of each tensor are looked at too; a training step moves nearly all of them.
+
+    Parameters
+    ----------
+    module : torch.nn.Module
+        Whose tensors are watched.
     """
-    tensors = [t.detach() for t in chain(module.parameters(), module.buffers())]
-    places = tuple((tensor.data_ptr(), tensor._version) for tensor in tensors)
-    flat = [tensor.reshape(-1) for tensor in tensors]
-    some = [values[:: max(1, len(values) // 16)].float().cpu() for values in flat]
-    return places, torch.cat(some).numpy().tobytes() if some else b""
+
+    def __init__(self, module: nn.Module) -> None:
+        self._tensors = list(chain(module.parameters(), module.buffers()))
+        self._some = [_some_values(tensor.detach()) for tensor in self._tensors]
+        self._state = self._look()
+
+    def _look(self) -> tuple:
+        places = [(tensor.data_ptr(), tensor._version) for tensor in self._tensors]
+        some = torch.cat(
+            [values.reshape(-1) for values in self._some] or [torch.empty(0)]
+        )
+        return places, some.float().cpu().numpy().tobytes()
+
+    @property
+    def broken(self) -> bool:
+        """Whether a tensor is not what it was."""
+        return self._look() != self._state
+
+
+def _some_values(tensor: Tensor) -> Tensor:
+    """View of at least 16 values, where there are so many, from all over a tensor."""
+    if tensor.is_contiguous():
+        return tensor.view(-1)[:: max(1, tensor.numel() // 16)]
+    n_each = 16 ** (1 / tensor.ndim)  # never a copy, which would not see changes
+    return tensor[
+        tuple(slice(None, None, max(1, int(n / n_each))) for n in tensor.shape)
+    ]
 
 
 def alias_memo(module: nn.Module) -> dict[int, Any]:
