@@ -9,7 +9,9 @@ __version__ = "0.1.0"
 _PUBLIC = {
     "AdapterBank": "skpeft.bank",
     "AdapterClassifier": "skpeft.classifier",
+    "AdapterClassifierCV": "skpeft.search",
     "AdapterRegressor": "skpeft.regressor",
+    "AdapterRegressorCV": "skpeft.search",
     "AdapterScores": "skpeft.scores",
     "cache_info": "skpeft._cache",
     "clear_cache": "skpeft.encoders",

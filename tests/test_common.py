@@ -9,13 +9,24 @@ from sklearn.utils.estimator_checks import (
     parametrize_with_checks,
 )
 
-from skpeft import AdapterClassifier, AdapterRegressor
+from skpeft import (
+    AdapterClassifier,
+    AdapterClassifierCV,
+    AdapterRegressor,
+    AdapterRegressorCV,
+)
 
 # float64, since the invariance checks compare at 1e-7.
 ESTIMATORS = [
     kind("array", random_state=0, precision="float64", device="cpu")
     for kind in (AdapterClassifier, AdapterRegressor)
-]
+] + [
+    kind(
+        "array", ranks=(1, 2), cv=2, max_epochs=1, random_state=0, precision="float64",
+        device="cpu",
+    )
+    for kind in (AdapterClassifierCV, AdapterRegressorCV)
+]  # fmt: skip
 WEIGHTS = "check_sample_weight_equivalence_on_dense_data"
 EXPECTED = {
     WEIGHTS: "a row of weight 2 is one row of a batch, a repeated row is two: batches, "

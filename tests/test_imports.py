@@ -39,6 +39,7 @@ LAYERS = [
     {"_folder"},
     {"_base"},
     {"bank", "classifier", "regressor", "scores", "testing"},
+    {"search"},
 ]
 LEVELS = {name: level for level, names in enumerate(LAYERS) for name in names}
 

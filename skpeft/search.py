@@ -1,0 +1,530 @@
+"""Estimators that choose their adapter by cross-validation."""
+
+import time
+import warnings
+from typing import ClassVar
+
+import numpy as np
+from sklearn.exceptions import FitFailedWarning
+from sklearn.metrics import check_scoring
+from sklearn.model_selection import check_cv
+from sklearn.utils import _safe_indexing
+from sklearn.utils.parallel import Parallel, delayed
+from sklearn.utils.validation import check_is_fitted, indexable
+
+from skpeft._validation import Integral
+from skpeft.classifier import AdapterClassifier
+from skpeft.regressor import AdapterRegressor
+
+_CHOSEN = ("adapter", "rank", "layers", "learning_rate")
+
+
+def survivors(n_candidates, n_folds):
+    """How many candidates are still there in each fold, the first to the last.
+
+    Those that look worst are rejected evenly over the folds, as in successive rejects
+    [1]_, so that one candidate is left before the last one.
+
+    Parameters
+    ----------
+    n_candidates, n_folds : int
+        How many there are of each.
+
+    Returns
+    -------
+    list of int
+        One number for each fold.
+
+    References
+    ----------
+    .. [1] Audibert, Bubeck and Munos (2010). Best Arm Identification in Multi-Armed
+       Bandits. COLT.
+    """
+    return [max(1, n_candidates * (n_folds - i) // n_folds) for i in range(n_folds)]
+
+
+class BaseAdapterCV:
+    """What the estimators with cross-validation add to those without.
+
+    Their `fit` takes no validation rows: the folds are the evidence.
+    """
+
+    _kind: ClassVar[type]
+
+    @staticmethod
+    def _constraints(kind):
+        """Parameter constraints: those of one estimator, and of the search over it."""
+        chosen = {*_CHOSEN, "warm_start"}
+        shared = {
+            n: c for n, c in kind._parameter_constraints.items() if n not in chosen
+        }
+        lists = ("adapters", "ranks", "layers", "learning_rates")
+        return {
+            **shared,
+            **{name: ["array-like"] for name in lists},
+            "cv": ["cv_object"],
+            "scoring": [str, callable, None],
+            "refit": ["boolean"],
+            "eliminate": ["boolean"],
+            "n_jobs": [Integral, None],
+        }
+
+    def fit(self, X, y, sample_weight=None, *, groups=None):
+        """Cross-validate the candidates, then fit the best on all rows.
+
+        Parameters
+        ----------
+        X : sequence of str, Series, frame or array-like of shape (n_samples, n_features)
+            As for the estimator without cross-validation.
+        y : array-like of shape (n_samples,) or (n_samples, n_outputs)
+            Targets.
+        sample_weight : array-like of shape (n_samples,) or None, default=None
+            Weights of the rows in every fit; scores do not use them.
+        groups : array-like of shape (n_samples,) or None, default=None
+            Groups of rows, for splitters that keep these together.
+
+        Returns
+        -------
+        self : object
+            The fitted estimator.
+
+        Raises
+        ------
+        ValueError
+            If a parameter, X, y or a weight is out of what is expected.
+        TypeError
+            If X is no sequence of samples.
+        """
+        self._validate_params()
+        candidates = self._candidates()
+        model = self._model(candidates[0])
+        self._check_input(X, y, sample_weight)
+        X, y, groups = indexable(X, y, groups)
+        cv = check_cv(self.cv, y, classifier=self._task == "classification")
+        folds = list(cv.split(np.zeros(len(y)), y, groups))
+        scorer = check_scoring(model, self.scoring)
+        results = self._race(candidates, X, y, sample_weight, folds, scorer)
+        self._forget()
+        self.n_splits_, self.cv_results_ = len(folds), results
+        self.best_index_ = int(results["rank_test_score"].argmin())
+        self.best_params_ = candidates[self.best_index_]
+        self.best_score_ = results["mean_test_score"][self.best_index_]
+        if self.refit:
+            start = time.perf_counter()
+            best = self._model(self.best_params_)
+            self.best_estimator_ = best.fit(X, y, sample_weight)
+            self.refit_time_ = time.perf_counter() - start
+            fitted = {n: v for n, v in vars(best).items() if n.endswith("_")}
+            vars(self).update(fitted, _network=best._network)
+        return self
+
+    def _check_input(self, X, y, sample_weight):
+        """Refuse what every fold would refuse, before any is run."""
+        from skpeft.encoders import resolve_encoder
+
+        modality = resolve_encoder(self.encoder).modality
+        self._learn_target(
+            self._check_rows(X, y, sample_weight, modality, reset=True).y
+        )
+
+    def _candidates(self):
+        """All combinations; an adapter without capacity, or none, stands there once."""
+        from skpeft.adapters import resolve_adapter
+
+        found = []
+        for adapter in self.adapters:
+            spec = resolve_adapter(adapter)
+            has_rank = spec is not None and spec.capacity is not None
+            for rank in self.ranks if has_rank else [None]:
+                for layers in ["auto"] if spec is None else self.layers:
+                    for rate in [None] if spec is None else self.learning_rates:
+                        values = adapter, rank, layers, rate
+                        found.append(dict(zip(_CHOSEN, values, strict=True)))
+        if not found:
+            raise ValueError(
+                "adapters, ranks, layers and learning_rates must each hold at least one "
+                "value, so that there is a candidate. Leave them out for their defaults."
+            )
+        return found
+
+    def _model(self, params):
+        """Unfitted estimator of one candidate."""
+        shared = self._kind._get_param_names()
+        own = self.get_params(deep=False)
+        given = {n: own[n] for n in shared if n in own and n not in _CHOSEN}
+        return self._kind(**given, **params).__sklearn_clone__()
+
+    def _race(self, candidates, X, y, sample_weight, folds, scorer):
+        """Scores fold by fold, of fewer candidates each time if some are eliminated."""
+        shape = len(candidates), len(folds)
+        scores, seconds = np.full(shape, np.nan), np.full((2, *shape), np.nan)
+        n_left = [len(candidates)] * len(folds)
+        if self.eliminate:
+            n_left = survivors(*shape)
+        order = np.arange(len(candidates))
+        for i, (fold, n) in enumerate(zip(folds, n_left, strict=True)):
+            if i:
+                means = scores[order, :i].mean(axis=1)
+                order = order[np.argsort(-means, kind="stable")[:n]]
+            found = Parallel(n_jobs=self.n_jobs)(
+                delayed(_fit_and_score)(
+                    self._model(candidates[j]), X, y, sample_weight, fold, scorer
+                )
+                for j in order
+            )
+            errors = [error for *_, error in found if error is not None]
+            if len(errors) == len(order):
+                raise errors[0]
+            for error in errors:
+                message = f"A candidate failed in fold {i} and is out: {error}"
+                warnings.warn(message, FitFailedWarning, stacklevel=3)
+            scores[order, i] = [score for score, *_ in found]
+            seconds[:, order, i] = np.transpose([times for _, times, _ in found])
+        return _results(candidates, scores, seconds)
+
+    def save_pretrained(self, folder):
+        """Save the best estimator as a folder without pickle.
+
+        Parameters
+        ----------
+        folder : str or path
+            As for the estimator without cross-validation, which reads it too, with its
+            `from_pretrained`.
+        """
+        check_is_fitted(self)
+        self.best_estimator_.save_pretrained(folder)
+
+
+def _fit_and_score(model, X, y, sample_weight, fold, scorer):
+    """Score, seconds of fit and of scoring, and what went wrong."""
+    train, test = fold
+    start = time.perf_counter()
+    weights = None if sample_weight is None else _safe_indexing(sample_weight, train)
+    try:
+        model.fit(_safe_indexing(X, train), _safe_indexing(y, train), weights)
+        fitted = time.perf_counter()
+        score = scorer(model, _safe_indexing(X, test), _safe_indexing(y, test))
+    except (
+        Exception
+    ) as error:  # as in every search: this candidate is out, with a warning
+        return -np.inf, (np.nan, np.nan), error
+    return score, (fitted - start, time.perf_counter() - fitted), None
+
+
+def _results(candidates, scores, seconds):
+    """Scores and seconds in the form of `cv_results_`; NaN where a fold was not run."""
+    results = {"params": candidates}
+    for name in _CHOSEN:
+        values = np.ma.empty(len(candidates), dtype=object)
+        for i, params in enumerate(candidates):
+            values[i] = params[name]
+        results[f"param_{name}"] = values
+    n_folds = (~np.isnan(scores)).sum(axis=1)
+    failed = np.isneginf(scores).any(axis=1)
+    scores = np.where(np.isneginf(scores), np.nan, scores)
+    for i, column in enumerate(scores.T):
+        results[f"split{i}_test_score"] = column
+    times = zip(("fit_time", "score_time"), seconds, strict=True)
+    for name, values in [("test_score", scores), *times]:
+        known = np.ma.masked_invalid(values)
+        results[f"mean_{name}"] = known.mean(axis=1).filled(np.nan)
+        results[f"std_{name}"] = known.std(axis=1).filled(np.nan)
+    results["n_splits"] = n_folds
+    # First who did not fail, then who was kept for more folds, then the higher mean.
+    means = np.ma.masked_invalid(results["mean_test_score"]).filled(-np.inf)
+    keys = list(zip(~failed, n_folds, means, strict=True))
+    ranks = [1 + sum(other > key for other in keys) for key in keys]
+    results["rank_test_score"] = np.array(ranks, dtype=np.int32)
+    return results
+
+
+class AdapterClassifierCV(BaseAdapterCV, AdapterClassifier):  # type: ignore[misc]
+    """Classifier of texts whose adapter is chosen by cross-validation.
+
+    Every combination of `adapters`, `ranks`, `layers` and `learning_rates` is a candidate.
+    Fold by fold the candidates that look worst are left out, so that 4 of them in 5 folds
+    take 11 fits instead of 20; the best is then fitted on all rows, and the object behaves
+    as that `AdapterClassifier`.
+
+    Parameters
+    ----------
+    encoder : str, SentenceTransformer or Encoder, \
+            default="sentence-transformers/all-MiniLM-L6-v2"
+        As in `AdapterClassifier`.
+    adapters : sequence, default=("lora",)
+        Values of `adapter` to be tried.
+    ranks : sequence of int or None, default=(2, 4, 8, 16)
+        Values of `rank`. An adapter without a capacity, or None, is tried once.
+    layers : sequence, default=("auto",)
+        Values of `layers`, each of which may be a sequence of indices.
+    learning_rates : sequence of float or None, default=(None,)
+        Values of `learning_rate`; None is the adapter's own.
+    cv : int, splitter, iterable or None, default=None
+        As in `GridSearchCV`: folds, stratified for classes; None: 5.
+    scoring : str, callable or None, default=None
+        As in `GridSearchCV`; None: accuracy.
+    refit : bool, default=True
+        Whether to fit the best candidate on all rows; without, nothing can be predicted.
+    eliminate : bool, default=True
+        Whether the candidates with the lowest mean so far are left out of later folds,
+        the same number after each, until one is left [1]_. False: the scores are those of
+        `GridSearchCV`, all of them.
+    n_jobs : int or None, default=None
+        Processes in which the candidates of a fold run, as in `GridSearchCV`.
+    objective, head, class_weight, label_texts : object
+        As in `AdapterClassifier`, for every candidate.
+    max_epochs, batch_size, weight_decay, warmup_fraction, shrinkage : object
+        As in `AdapterClassifier`.
+    early_stopping, validation_fraction, n_iter_no_change, tol : object
+        As in `AdapterClassifier`.
+    random_state, verbose, callback, device, precision : object
+        As in `AdapterClassifier`.
+
+    Attributes
+    ----------
+    cv_results_ : dict of str to ndarray
+        As of `GridSearchCV`: "params", "param_rank" and so on, "split0_test_score" and so
+        on, "mean_test_score", "rank_test_score", seconds. A fold that a candidate was left
+        out of has NaN; "n_splits" is the number of folds that it was in.
+    best_params_ : dict
+        The chosen "adapter", "rank", "layers" and "learning_rate".
+    best_score_ : float
+        Mean score of the chosen candidate over all folds.
+    best_index_ : int
+        Its place in `cv_results_`.
+    best_estimator_ : AdapterClassifier
+        The chosen candidate, fitted on all rows. Its fitted attributes, such as
+        `classes_` and `head_`, are those of this object too.
+    n_splits_ : int
+        Number of folds.
+    refit_time_ : float
+        Seconds of the last fit.
+
+    See Also
+    --------
+    AdapterClassifier : One adapter.
+    sklearn.model_selection.GridSearchCV : Search over any parameter.
+
+    References
+    ----------
+    .. [1] Audibert, Bubeck and Munos (2010). Best Arm Identification in Multi-Armed
+       Bandits. COLT.
+
+    Examples
+    --------
+    >>> from skpeft import AdapterClassifierCV
+    >>> texts = ["cheap flights", "book a flight", "hotel rooms", "a room for two"]
+    >>> clf = AdapterClassifierCV("tiny", ranks=(2, 4), cv=2, random_state=0)
+    >>> clf.fit(texts, ["air", "air", "stay", "stay"]).best_params_["rank"]
+    2
+    """
+
+    _kind = AdapterClassifier
+    _parameter_constraints: ClassVar[dict] = BaseAdapterCV._constraints(
+        AdapterClassifier
+    )
+
+    def __init__(
+        self,
+        encoder="sentence-transformers/all-MiniLM-L6-v2",
+        *,
+        adapters=("lora",),
+        ranks=(2, 4, 8, 16),
+        layers=("auto",),
+        learning_rates=(None,),
+        cv=None,
+        scoring=None,
+        refit=True,
+        eliminate=True,
+        n_jobs=None,
+        objective="auto",
+        head=None,
+        class_weight=None,
+        label_texts=None,
+        max_epochs=None,
+        batch_size=None,
+        weight_decay=0.01,
+        warmup_fraction=0.1,
+        shrinkage="auto",
+        early_stopping="auto",
+        validation_fraction=0.1,
+        n_iter_no_change=5,
+        tol=1e-4,
+        random_state=None,
+        verbose=0,
+        callback=None,
+        device="auto",
+        precision="auto",
+    ):
+        self.encoder = encoder
+        self.adapters = adapters
+        self.ranks = ranks
+        self.layers = layers
+        self.learning_rates = learning_rates
+        self.cv = cv
+        self.scoring = scoring
+        self.refit = refit
+        self.eliminate = eliminate
+        self.n_jobs = n_jobs
+        self.objective = objective
+        self.head = head
+        self.class_weight = class_weight
+        self.label_texts = label_texts
+        self.max_epochs = max_epochs
+        self.batch_size = batch_size
+        self.weight_decay = weight_decay
+        self.warmup_fraction = warmup_fraction
+        self.shrinkage = shrinkage
+        self.early_stopping = early_stopping
+        self.validation_fraction = validation_fraction
+        self.n_iter_no_change = n_iter_no_change
+        self.tol = tol
+        self.random_state = random_state
+        self.verbose = verbose
+        self.callback = callback
+        self.device = device
+        self.precision = precision
+
+
+class AdapterRegressorCV(BaseAdapterCV, AdapterRegressor):  # type: ignore[misc]
+    """Regressor of texts whose adapter is chosen by cross-validation.
+
+    Every combination of `adapters`, `ranks`, `layers` and `learning_rates` is a candidate.
+    Fold by fold the candidates that look worst are left out, so that 4 of them in 5 folds
+    take 11 fits instead of 20; the best is then fitted on all rows, and the object behaves
+    as that `AdapterRegressor`.
+
+    Parameters
+    ----------
+    encoder : str, SentenceTransformer or Encoder, \
+            default="sentence-transformers/all-MiniLM-L6-v2"
+        As in `AdapterRegressor`.
+    adapters : sequence, default=("lora",)
+        Values of `adapter` to be tried.
+    ranks : sequence of int or None, default=(2, 4, 8, 16)
+        Values of `rank`. An adapter without a capacity, or None, is tried once.
+    layers : sequence, default=("auto",)
+        Values of `layers`, each of which may be a sequence of indices.
+    learning_rates : sequence of float or None, default=(None,)
+        Values of `learning_rate`; None is the adapter's own.
+    cv : int, splitter, iterable or None, default=None
+        As in `GridSearchCV`: folds; None: 5.
+    scoring : str, callable or None, default=None
+        As in `GridSearchCV`; None: R2.
+    refit : bool, default=True
+        Whether to fit the best candidate on all rows; without, nothing can be predicted.
+    eliminate : bool, default=True
+        Whether the candidates with the lowest mean so far are left out of later folds,
+        the same number after each, until one is left [1]_. False: the scores are those of
+        `GridSearchCV`, all of them.
+    n_jobs : int or None, default=None
+        Processes in which the candidates of a fold run, as in `GridSearchCV`.
+    objective, head : object
+        As in `AdapterRegressor`, for every candidate.
+    max_epochs, batch_size, weight_decay, warmup_fraction, shrinkage : object
+        As in `AdapterRegressor`.
+    early_stopping, validation_fraction, n_iter_no_change, tol : object
+        As in `AdapterRegressor`.
+    random_state, verbose, callback, device, precision : object
+        As in `AdapterRegressor`.
+
+    Attributes
+    ----------
+    cv_results_ : dict of str to ndarray
+        As of `GridSearchCV`: "params", "param_rank" and so on, "split0_test_score" and so
+        on, "mean_test_score", "rank_test_score", seconds. A fold that a candidate was left
+        out of has NaN; "n_splits" is the number of folds that it was in.
+    best_params_ : dict
+        The chosen "adapter", "rank", "layers" and "learning_rate".
+    best_score_ : float
+        Mean score of the chosen candidate over all folds.
+    best_index_ : int
+        Its place in `cv_results_`.
+    best_estimator_ : AdapterRegressor
+        The chosen candidate, fitted on all rows. Its fitted attributes, such as
+        `head_`, are those of this object too.
+    n_splits_ : int
+        Number of folds.
+    refit_time_ : float
+        Seconds of the last fit.
+
+    See Also
+    --------
+    AdapterRegressor : One adapter.
+    sklearn.model_selection.GridSearchCV : Search over any parameter.
+
+    References
+    ----------
+    .. [1] Audibert, Bubeck and Munos (2010). Best Arm Identification in Multi-Armed
+       Bandits. COLT.
+
+    Examples
+    --------
+    >>> from skpeft import AdapterRegressorCV
+    >>> texts = ["one", "one one", "one one one", "one one one one"]
+    >>> reg = AdapterRegressorCV("tiny", ranks=(2, 4), cv=2, random_state=0)
+    >>> sorted(reg.fit(texts, [1, 2, 3, 4]).best_params_)
+    ['adapter', 'layers', 'learning_rate', 'rank']
+    """
+
+    _kind = AdapterRegressor
+    _parameter_constraints: ClassVar[dict] = BaseAdapterCV._constraints(
+        AdapterRegressor
+    )
+
+    def __init__(
+        self,
+        encoder="sentence-transformers/all-MiniLM-L6-v2",
+        *,
+        adapters=("lora",),
+        ranks=(2, 4, 8, 16),
+        layers=("auto",),
+        learning_rates=(None,),
+        cv=None,
+        scoring=None,
+        refit=True,
+        eliminate=True,
+        n_jobs=None,
+        objective="auto",
+        head=None,
+        max_epochs=None,
+        batch_size=None,
+        weight_decay=0.01,
+        warmup_fraction=0.1,
+        shrinkage="auto",
+        early_stopping="auto",
+        validation_fraction=0.1,
+        n_iter_no_change=5,
+        tol=1e-4,
+        random_state=None,
+        verbose=0,
+        callback=None,
+        device="auto",
+        precision="auto",
+    ):
+        self.encoder = encoder
+        self.adapters = adapters
+        self.ranks = ranks
+        self.layers = layers
+        self.learning_rates = learning_rates
+        self.cv = cv
+        self.scoring = scoring
+        self.refit = refit
+        self.eliminate = eliminate
+        self.n_jobs = n_jobs
+        self.objective = objective
+        self.head = head
+        self.max_epochs = max_epochs
+        self.batch_size = batch_size
+        self.weight_decay = weight_decay
+        self.warmup_fraction = warmup_fraction
+        self.shrinkage = shrinkage
+        self.early_stopping = early_stopping
+        self.validation_fraction = validation_fraction
+        self.n_iter_no_change = n_iter_no_change
+        self.tol = tol
+        self.random_state = random_state
+        self.verbose = verbose
+        self.callback = callback
+        self.device = device
+        self.precision = precision

@@ -1,0 +1,245 @@
+"""Estimators that choose their adapter: against GridSearchCV, and what they leave out."""
+
+import inspect
+from itertools import pairwise
+
+import joblib
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpydoc.docscrape import ClassDoc
+from sklearn.base import clone
+from sklearn.exceptions import FitFailedWarning, NotFittedError
+from sklearn.metrics import log_loss
+from sklearn.model_selection import GridSearchCV, GroupKFold, KFold
+
+from skpeft import (
+    AdapterClassifier,
+    AdapterClassifierCV,
+    AdapterRegressor,
+    AdapterRegressorCV,
+    config_context,
+)
+from skpeft.adapters import LoRA
+from skpeft.search import survivors
+
+RNG = np.random.RandomState(0)
+WORDS = ["good", "fine", "bad", "poor", "film", "book", "play", "song", "long", "old"]
+TEXTS = [" ".join(RNG.choice(WORDS, 5)) for _ in range(30)]
+LABELS = np.array(["+" if t.count("o") % 2 else "-" for t in TEXTS])
+NUMBERS = np.array([float(len(t)) for t in TEXTS])
+OWN = {"encoder": "tiny", "random_state": 0, "max_epochs": 2}
+PAIRS = [
+    (AdapterClassifierCV, AdapterClassifier, LABELS),
+    (AdapterRegressorCV, AdapterRegressor, NUMBERS),
+]
+KINDS = pytest.mark.parametrize(("kind", "single", "y"), PAIRS, ids=["clf", "reg"])
+
+
+@KINDS
+@pytest.mark.parametrize("scoring", [None, "shared"])
+def test_without_elimination_scores_are_those_of_grid_search(kind, single, y, scoring):
+    if scoring:
+        scoring = (
+            "neg_log_loss" if kind is AdapterClassifierCV else "neg_mean_absolute_error"
+        )
+    rates = [1e-3, 1e-2]
+    cv = kind(
+        **OWN,
+        ranks=[2, 4],
+        learning_rates=rates,
+        cv=3,
+        scoring=scoring,
+        eliminate=False,
+    ).fit(TEXTS, y)
+    grid = {"rank": [2, 4], "learning_rate": rates}
+    search = GridSearchCV(single(**OWN), grid, cv=3, scoring=scoring).fit(TEXTS, y)
+    found = {}
+    for results in (cv.cv_results_, search.cv_results_):
+        for i, params in enumerate(results["params"]):
+            key = params["rank"], params["learning_rate"]
+            names = [f"split{k}_test_score" for k in range(3)]
+            names += ["mean_test_score", "std_test_score"]
+            values = [results[name][i] for name in names]
+            assert found.setdefault(key, values) == pytest.approx(values, abs=1e-12)
+    assert len(found) == 4
+    assert cv.best_score_ == pytest.approx(search.best_score_)
+    best = {name: cv.best_params_[name] for name in grid}
+    again = clone(search.estimator).set_params(**best).fit(TEXTS, y)
+    np.testing.assert_array_equal(cv.predict(TEXTS), again.predict(TEXTS))
+    assert set(search.cv_results_) <= set(cv.cv_results_)
+
+
+@KINDS
+def test_elimination_scores_what_it_runs_as_grid_search_does(kind, single, y):
+    ranks = [1, 2, 4, 8]
+    cv = kind(**OWN, ranks=ranks, cv=5).fit(TEXTS, y)
+    every = kind(**OWN, ranks=ranks, cv=5, eliminate=False, refit=False).fit(TEXTS, y)
+    scores, expected = (
+        np.array([results[f"split{i}_test_score"] for i in range(5)])
+        for results in (cv.cv_results_, every.cv_results_)
+    )
+    ran = np.isfinite(scores)
+    np.testing.assert_array_equal(scores[ran], expected[ran])
+    assert ran.sum(axis=1).tolist() == [4, 3, 2, 1, 1]
+    assert cv.cv_results_["n_splits"].tolist() == ran.sum(axis=0).tolist()
+    # The winner was in every fold, and whoever left was no better than those who stayed.
+    assert ran[:, cv.best_index_].all()
+    assert cv.cv_results_["rank_test_score"][cv.best_index_] == 1
+    for i in range(4):
+        means = scores[: i + 1].mean(axis=0)
+        left, stayed = ran[i] & ~ran[i + 1], ran[i + 1]
+        assert not left.any() or means[left].max() <= means[stayed].min()
+
+
+@given(st.integers(1, 60), st.integers(2, 12))
+def test_survivors_start_with_all_and_end_with_few(n_candidates, n_folds):
+    found = survivors(n_candidates, n_folds)
+    assert len(found) == n_folds
+    assert found[0] == n_candidates
+    assert all(1 <= b <= a for a, b in pairwise(found))
+    assert found[-1] == max(1, n_candidates // n_folds)
+    assert sum(found) <= n_candidates * (n_folds + 1) / 2 + n_folds
+
+
+def test_four_candidates_in_five_folds_take_eleven_fits():
+    assert survivors(4, 5) == [4, 3, 2, 1, 1]
+
+
+def test_object_behaves_as_its_best_estimator(tmp_path):
+    cv = AdapterClassifierCV(**OWN, ranks=[2, 4], cv=2).fit(TEXTS, LABELS)
+    best = cv.best_estimator_
+    assert type(best) is AdapterClassifier
+    for method in ("predict", "predict_proba", "decision_function", "transform"):
+        found, expected = (getattr(m, method)(TEXTS) for m in (cv, best))
+        np.testing.assert_array_equal(found, expected)
+    assert cv.score(TEXTS, LABELS) == best.score(TEXTS, LABELS)
+    assert cv.classes_ is best.classes_
+    assert cv.n_trainable_params_ == best.n_trainable_params_
+    joblib.dump(cv, tmp_path / "cv.joblib")
+    loaded = joblib.load(tmp_path / "cv.joblib")
+    np.testing.assert_array_equal(loaded.predict(TEXTS), cv.predict(TEXTS))
+    cv.save_pretrained(tmp_path / "folder")
+    single = AdapterClassifier.from_pretrained(tmp_path / "folder")
+    np.testing.assert_allclose(
+        single.predict_proba(TEXTS), cv.predict_proba(TEXTS), atol=1e-6
+    )
+
+
+def test_adapters_of_all_kinds_are_candidates_once_each():
+    cv = AdapterClassifierCV(
+        **OWN,
+        adapters=[None, "ia3", LoRA(dropout=0.1), "bottleneck"],
+        ranks=[2, 4],
+        layers=[1, [0], "auto"],
+        cv=2,
+    ).fit(TEXTS, LABELS)
+    names = [
+        (p["adapter"] if isinstance(p["adapter"], str | None) else "LoRA")
+        for p in cv.cv_results_["params"]
+    ]
+    counts = {name: names.count(name) for name in dict.fromkeys(names)}
+    assert counts == {None: 1, "ia3": 3, "LoRA": 6, "bottleneck": 6}
+    assert len(cv.cv_results_["mean_test_score"]) == 16
+
+
+def test_groups_and_splitters_are_followed():
+    groups = np.repeat(np.arange(6), 5)
+    seen = []
+
+    def score(model, X, y):
+        seen.append(tuple(X))
+        return model.score(X, y)
+
+    cv = AdapterClassifierCV(
+        **OWN, ranks=[2], cv=GroupKFold(3), scoring=score, refit=False
+    )
+    cv.fit(TEXTS, LABELS, groups=groups)
+    expected = [
+        tuple(np.array(TEXTS)[test])
+        for _, test in GroupKFold(3).split(TEXTS, LABELS, groups)
+    ]
+    assert seen == expected
+    assert cv.n_splits_ == 3
+
+
+def test_weights_reach_every_fit_and_the_refit():
+    weights = np.where(np.arange(30) % 2, 5.0, 0.5)
+    folds = KFold(2, shuffle=True, random_state=0)
+    cv = AdapterClassifierCV(**OWN, ranks=[2], cv=folds, scoring="neg_log_loss")
+    cv.fit(TEXTS, LABELS, weights)
+    for i, (train, test) in enumerate(folds.split(TEXTS)):
+        one = AdapterClassifier(**OWN, rank=2)
+        one.fit([TEXTS[j] for j in train], LABELS[train], weights[train])
+        expected = -log_loss(LABELS[test], one.predict_proba([TEXTS[j] for j in test]))
+        assert cv.cv_results_[f"split{i}_test_score"][0] == pytest.approx(expected)
+    plain = AdapterClassifier(**OWN, rank=2).fit(TEXTS, LABELS, weights)
+    np.testing.assert_array_equal(cv.transform(TEXTS), plain.transform(TEXTS))
+
+
+def test_candidate_that_fails_is_out_with_a_warning():
+    cv = AdapterClassifierCV(
+        **OWN, ranks=[2], layers=["auto", 99], cv=3, eliminate=False
+    )
+    with pytest.warns(FitFailedWarning, match="layers=99"):
+        cv.fit(TEXTS, LABELS)
+    assert cv.best_params_["layers"] == "auto"
+    assert np.isnan(cv.cv_results_["mean_test_score"][1])
+    assert cv.cv_results_["rank_test_score"].tolist() == [1, 2]
+
+
+def test_error_of_all_candidates_is_raised_and_an_earlier_fit_survives():
+    cv = AdapterClassifierCV(**OWN, ranks=[2], cv=2).fit(TEXTS, LABELS)
+    before = cv.predict(TEXTS)
+    with pytest.raises(ValueError, match="layers=99"):
+        cv.set_params(layers=[99]).fit(TEXTS, LABELS)
+    np.testing.assert_array_equal(cv.predict(TEXTS), before)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"ranks": []}, "at least one value"),
+        ({"ranks": 4}, "'ranks' parameter"),
+        ({"adapters": "lora"}, "'adapters' parameter"),
+        ({"adapters": ["lroa"]}, "lora"),
+        ({"cv": 1}, "'cv' parameter"),
+        ({"scoring": "acuracy"}, "acuracy"),
+    ],
+)
+def test_wrong_parameter_is_refused_by_name(wrong, message):
+    with pytest.raises(ValueError, match=message):
+        AdapterClassifierCV(**OWN).set_params(**wrong).fit(TEXTS, LABELS)
+
+
+def test_without_refit_nothing_is_predicted():
+    cv = AdapterClassifierCV(**OWN, ranks=[2, 4], cv=2, refit=False).fit(TEXTS, LABELS)
+    assert cv.best_params_["rank"] in (2, 4)
+    with pytest.raises(NotFittedError):
+        cv.predict(TEXTS)
+
+
+def test_threads_and_cache_change_no_score():
+    first = AdapterClassifierCV(**OWN, ranks=[2, 4], cv=2, layers=[1])
+    one = first.fit(TEXTS, LABELS).cv_results_
+    with joblib.parallel_config(backend="threading", n_jobs=2):
+        two = clone(first).fit(TEXTS, LABELS).cv_results_
+    with config_context(cache_bytes=0):
+        three = clone(first).fit(TEXTS, LABELS).cv_results_
+    for other in (two, three):
+        np.testing.assert_array_equal(one["mean_test_score"], other["mean_test_score"])
+
+
+@KINDS
+def test_parameters_are_those_of_the_single_estimator_and_documented(kind, single, y):
+    own, other = (inspect.signature(k).parameters for k in (kind, single))
+    chosen = {"adapter", "rank", "learning_rate", "warm_start"}
+    lists = {"adapters", "ranks", "learning_rates"}
+    search = {"cv", "scoring", "refit", "eliminate", "n_jobs"}
+    assert own.keys() - other.keys() == lists | search
+    assert other.keys() - own.keys() == chosen
+    for name in own.keys() & other.keys() - {"layers"}:
+        assert own[name].default == other[name].default
+    documented = {n for p in ClassDoc(kind)["Parameters"] for n in p.name.split(", ")}
+    assert documented == own.keys()
