@@ -9,9 +9,14 @@ encoder first; results are appended line by line. ``--what``:
 - ``fit``: one fit at several numbers of rows, skpeft against peers;
 - ``limit``: matrix products that the training loop must do, at the rate that the machine
   reached for products of the same shapes just before, over the seconds that it took;
-- ``search``: 4 ranks by 5 folds and the refit, with the cache of hidden states and without;
-- ``predict``: 1, 32 and 2,000 texts, against `SentenceTransformer.encode` and the head;
-- ``growth``: seconds and memory of a fit as rows are added, texts made unlike each other.
+- ``search``: 4 ranks by 5 folds and the refit: `GridSearchCV` with the cache of hidden
+  states, without, after 21 cold fits one by one, and `AdapterClassifierCV`;
+- ``predict``: 1, 32 and 5,000 texts, against `SentenceTransformer.encode` and the head, and
+  against the bare module and its tokenizer;
+- ``first``: the first prediction of a loaded model in a new process, against a process that
+  loads the encoder with sentence-transformers, imports scikit-learn and encodes one text;
+- ``growth``: seconds and memory of a fit as rows, classes or tokens are added, texts made
+  unlike each other.
 
 Seconds are of the processor, which other programs disturb less than those of the clock;
 memory is the peak of the process beyond what it held before.
@@ -23,18 +28,21 @@ import resource
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from contextlib import contextmanager
 from pathlib import Path
 
+import joblib
 import numpy as np
 import torch
 from few_shot import draw, read
-from peers import ENCODER, PeftTrainer, SetFit, locate
-from sklearn.model_selection import GridSearchCV
+from peers import ENCODER, PeftSkorch, PeftTrainer, SetFit, locate
+from sklearn.base import clone
+from sklearn.model_selection import GridSearchCV, ParameterGrid, check_cv
 
 import skpeft
-from skpeft import AdapterClassifier
+from skpeft import AdapterClassifier, AdapterClassifierCV
 from skpeft._cache import STATES
 
 
@@ -80,9 +88,10 @@ def fit(args, method, n, name, epochs):
         "full": lambda: AdapterClassifier(adapter="full", **own),
         "setfit": lambda: SetFit(0, y),
         "peft_trainer": lambda: PeftTrainer(0, y),
+        "peft_skorch": lambda: PeftSkorch(0, y),
     }
     model, found = make[method](), {}
-    if method == "peft_trainer" and epochs is not None:
+    if method.startswith("peft") and epochs is not None:
         model.epochs = epochs
     with measured(found):
         model.fit(X, y)
@@ -129,16 +138,47 @@ def limit(args, n, epochs):
     return {"cpu_seconds": seconds, "rate": rate, "share": products / rate / seconds}
 
 
-def search(args, cache_bytes, layers):
-    """A grid of ranks."""
+def search(args, method, layers):
+    """A search over ranks."""
     warm()
     X, y, *_ = read(args.data, "trec6")
-    rows, found = draw(y, 16, 0), {}
-    estimator = AdapterClassifier(layers=layers, random_state=0)
-    grid = GridSearchCV(estimator, {"rank": [2, 4, 8, 16]}, cv=5)
-    with skpeft.config_context(cache_bytes=cache_bytes), measured(found):
-        grid.fit(X.iloc[rows], y.iloc[rows])
-    return found | {"scores": list(grid.cv_results_["mean_test_score"])}
+    rows, found, ranks = draw(y, 16, 0), {}, [2, 4, 8, 16]
+    X, y = X.iloc[rows], y.iloc[rows]
+    one = AdapterClassifier(layers=layers, random_state=0)
+    if method == "cv":
+        model = AdapterClassifierCV(ranks=ranks, layers=[layers], cv=5, random_state=0)
+    else:
+        model = GridSearchCV(one, {"rank": ranks}, cv=5)
+    if method == "cold":
+        model = ColdFits(model)
+    n_bytes = 0 if method == "no_cache" else 2**28
+    with skpeft.config_context(cache_bytes=n_bytes), measured(found):
+        model.fit(X, y)
+    scores = model.cv_results_["mean_test_score"]
+    return found | {"scores": list(scores), "best": model.best_params_["rank"]}
+
+
+class ColdFits:
+    """The fits of a grid search, each as if it were the first of its process."""
+
+    def __init__(self, grid):
+        self.grid = grid
+
+    def fit(self, X, y):
+        estimator, folds = self.grid.estimator, check_cv(5, y, classifier=True)
+        scores = []
+        for params in ParameterGrid(self.grid.param_grid):
+            found = []
+            for train, test in folds.split(X, y):
+                skpeft.clear_cache()
+                clf = clone(estimator).set_params(**params)
+                clf.fit(X.iloc[train], y.iloc[train])
+                found.append(clf.score(X.iloc[test], y.iloc[test]))
+            scores.append(np.mean(found))
+        self.cv_results_ = {"mean_test_score": scores}
+        self.best_params_ = ParameterGrid(self.grid.param_grid)[int(np.argmax(scores))]
+        skpeft.clear_cache()
+        clone(estimator).set_params(**self.best_params_).fit(X, y)
 
 
 def predict(args, method, n):
@@ -149,6 +189,12 @@ def predict(args, method, n):
     found, seconds = {}, []
     if method == "skpeft":
         ask = clf.predict
+    elif method == "bare":
+        frozen = clf._network.live.backbone
+
+        def ask(X):
+            with torch.no_grad():
+                frozen.module(frozen.collate(frozen.prepare(X)))
     else:
         from sentence_transformers import SentenceTransformer
 
@@ -166,17 +212,50 @@ def predict(args, method, n):
     return found | {"cpu_seconds": statistics.median(seconds)}
 
 
-def growth(args, n, cache_bytes):
-    """A fit of few epochs on many rows."""
+FIRST = {
+    "skpeft": "import joblib; print(joblib.load(sys.argv[1]).predict([sys.argv[3]]))",
+    "encode": (
+        "import sklearn.linear_model; from sentence_transformers import "
+        "SentenceTransformer as S; "
+        "print(S(sys.argv[2], device='cpu').encode([sys.argv[3]]).shape)"
+    ),
+}
+
+
+def first(args, method):
+    """Processor seconds of a process from its start to its first answer."""
+    X, y = rows_of(args, 96)
+    clf = AdapterClassifier(shrinkage=0.0, random_state=0).fit(X, y)
+    with tempfile.TemporaryDirectory() as folder:
+        file = str(Path(folder) / "model.joblib")
+        joblib.dump(clf, file)
+        command = [sys.executable, "-c", f"import sys; {FIRST[method]}"]
+        command += [file, str(locate(ENCODER, None)), X[0]]
+        seconds = []
+        for _ in range(5):
+            before = resource.getrusage(resource.RUSAGE_CHILDREN)
+            subprocess.run(command, check=True, capture_output=True)
+            after = resource.getrusage(resource.RUSAGE_CHILDREN)
+            seconds.append(
+                after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+            )
+    return {"cpu_seconds": statistics.median(seconds[1:])}
+
+
+def growth(args, n, cache_bytes, n_classes=6, n_copies=1):
+    """A fit of one epoch; texts are repeated within themselves to be longer."""
     warm()
     X, y = rows_of(args, n)
+    X = [" ".join([text] * n_copies) for text in X]
+    if n_classes != 6:
+        y = np.arange(n) % n_classes
     found = {}
     with skpeft.config_context(cache_bytes=cache_bytes), measured(found):
         AdapterClassifier(max_epochs=1, shrinkage=0.0, random_state=0).fit(X, y)
     return found
 
 
-MEASURES = {f.__name__: f for f in (fit, limit, search, predict, growth)}
+MEASURES = {f.__name__: f for f in (fit, limit, search, predict, first, growth)}
 
 
 def plan(args):
@@ -191,24 +270,27 @@ def plan(args):
         ]
         + [
             {"method": method, "n": 1000, "name": "trec6", "epochs": 3}
-            for method in ("same_steps", "peft_trainer")
+            for method in ("same_steps", "peft_trainer", "peft_skorch")
         ],
         "limit": [{"n": 1000, "epochs": 3}],
         "search": [
-            {"cache_bytes": size, "layers": layers}
-            for layers in (3, "auto")
-            for size in (256 * 2**20, 0)
+            {"method": method, "layers": 3}
+            for method in ("grid", "no_cache", "cold", "cv")
         ],
         "predict": [
             {"method": method, "n": n}
-            for n in (1, 32, 2000)
-            for method in ("skpeft", "encode")
+            for n in (1, 32, 5000)
+            for method in ("skpeft", "encode", "bare")
+            if n == 1 or method != "bare"
         ],
+        "first": [{"method": method} for method in FIRST],
         "growth": [
             {"n": n, "cache_bytes": size}
-            for n in (250, 1000, 4000)
+            for n in (250, 1000, 4000, 16000)
             for size in (0, 256 * 2**20)
-        ],
+        ]
+        + [{"n": 1000, "cache_bytes": 0, "n_classes": n} for n in (2, 20, 150)]
+        + [{"n": 1000, "cache_bytes": 0, "n_copies": n} for n in (2, 4, 8)],
     }
     return [(what, case) for what in args.what for case in cases[what]]
 
@@ -219,7 +301,7 @@ def report(runs):
     for what in kinds:
         own = [run for run in runs if run["what"] == what]
         cases = dict.fromkeys(json.dumps(run["case"]) for run in own)
-        names = [name for name in own[0]["found"] if name != "scores"]
+        names = [name for name in own[0]["found"] if name not in ("scores", "best")]
         print(f"\n*{what}*\n\n| case | runs | {' | '.join(names)} |")
         print("|" + " --- |" * (len(names) + 2))
         for case in cases:

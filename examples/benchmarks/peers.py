@@ -149,6 +149,52 @@ class PeftTrainer(Peer):
         return {k: v for k, v in self.model.state_dict().items() if k in trained}
 
 
+class PeftSkorch(PeftTrainer):
+    """The same model trained by skorch, as a scikit-learn estimator of PyTorch."""
+
+    def fit(self, X, y):
+        import skorch
+        import torch
+        from torch import nn
+
+        class Logits(nn.Module):
+            def __init__(self, model):
+                super().__init__()
+                self.model = model
+
+            def forward(self, input_ids, attention_mask):
+                return self.model(
+                    input_ids=input_ids, attention_mask=attention_mask
+                ).logits
+
+        class Pairs(list, torch.utils.data.Dataset):
+            pass
+
+        def collate(rows):
+            ids = [{"input_ids": row} for row, _ in rows]
+            batch = self.tokenizer.pad(ids, return_tensors="pt")
+            parts = {name: batch[name] for name in ("input_ids", "attention_mask")}
+            return parts, torch.tensor([label for _, label in rows])
+
+        rows = [item["input_ids"] for item in self.encode(X)]
+        labels = np.searchsorted(self.classes_, y).tolist()
+        net = skorch.NeuralNetClassifier(
+            Logits,
+            module__model=self.model,
+            criterion=nn.CrossEntropyLoss,
+            optimizer=torch.optim.AdamW,
+            lr=self.learning_rate,
+            max_epochs=self.epochs,
+            batch_size=self.batch_size,
+            iterator_train__shuffle=True,
+            iterator_train__collate_fn=collate,
+            train_split=None,
+            verbose=0,
+        )
+        net.fit(Pairs(zip(rows, labels, strict=True)), None)
+        return self
+
+
 class PeftRegressor(PeftTrainer):
     """The same with one output and squared error, on standardised targets."""
 
