@@ -1,8 +1,11 @@
 """What classifier and regressor share: constraints, the way through fit, features."""
 
+import copy
+import functools
 import warnings
 from contextlib import contextmanager
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -17,6 +20,7 @@ from sklearn.base import (
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_consistent_length, check_is_fitted
 
+from skpeft._callbacks import CallbackSupportMixin, told_of_epochs, with_callbacks
 from skpeft._cloning import ByReference
 from skpeft._validation import (
     HasMethods,
@@ -71,7 +75,11 @@ def _but_dropout(adapter):
 
 
 class BaseAdapterEstimator(
-    ByReference, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator
+    ByReference,
+    CallbackSupportMixin,
+    ClassNamePrefixFeaturesOutMixin,
+    TransformerMixin,
+    BaseEstimator,
 ):
     """Shared parts of the estimators. Heavy libraries are imported at the first fit."""
 
@@ -114,6 +122,7 @@ class BaseAdapterEstimator(
         "precision": [StrOptions({"auto", "float32", "float64", "bfloat16"})],
     }
 
+    @with_callbacks
     def fit(
         self,
         X,
@@ -176,8 +185,30 @@ class BaseAdapterEstimator(
             )
             plan = self._plan(encoder, adapter, objective, data, target, held_out)
         self._forget()
-        self._run(plan, objective, data, target)
+        with told_of_epochs(
+            self,
+            plan.settings,
+            functools.partial(self._snapshot, plan, data, target),
+            X=X,
+            y=y,
+            metadata=None if sample_weight is None else {"sample_weight": sample_weight},
+        ) as settings:
+            self._run(plan._replace(settings=settings), objective, data, target)
         return self
+
+    def _snapshot(self, plan, data, target):
+        """Fitted attributes as if training had stopped, with the adapters as trained."""
+        network, trained = copy.deepcopy(plan.network), plan.network.state()
+        network.load_state(plan.start)
+        frozen = network.features(plan.rows.items)
+        network.load_state(trained)
+        features = network.features(plan.rows.items)
+        return {
+            "_network": network,
+            "_n_features_out": features.shape[1],
+            "head_": self._fit_head(features, frozen, plan, data, target),
+            **target.attributes,
+        }
 
     def _plan(self, encoder, adapter, objective, data, target, held_out):
         """Build the networks and prepare the rows: all that can fail for a wrong input."""
@@ -713,6 +744,27 @@ class BaseAdapterEstimator(
         tags.transformer_tags.preserves_dtype = []
         tags.target_tags.required = True
         return tags
+
+    def _sk_visual_block_(self):
+        """What scikit-learn's HTML shows: once fitted, how much was trained, and where."""
+        caption = None
+        if self.__sklearn_is_fitted__():
+            from skpeft._network import resolve_device
+
+            n_trained, n_frozen = self.n_trainable_params_, self.n_frozen_params_
+            caption = (
+                f"{n_trained:,} of {n_trained + n_frozen:,} weights trained "
+                f"({n_trained / (n_trained + n_frozen):.2%}), head not counted, "
+                f"on {resolve_device(self._network.device)}"
+            )
+        # The parts of scikit-learn's own block, which has no public name.
+        return SimpleNamespace(
+            kind="single",
+            names=type(self).__name__,
+            name_details=str(self),
+            name_caption=caption,
+            doc_link_label=None,
+        )
 
     def __getstate__(self):
         state = dict(super().__getstate__())

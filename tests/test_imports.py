@@ -25,7 +25,7 @@ WITH_SKLEARN = ("sklearn", "pandas", "scipy", "joblib")
 ROOT = Path(skpeft.__file__).parent
 # From the bottom to the top; of two names in one set neither sees the other.
 LAYERS = [
-    {"_validation", "_files", "_cache"},
+    {"_validation", "_files", "_cache", "_callbacks"},
     {"_cloning"},
     {"objectives", "heads"},
     {"encoders"},

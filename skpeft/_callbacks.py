@@ -1,0 +1,93 @@
+"""scikit-learn's callbacks, which its versions before 1.9 do not have."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+try:
+    from sklearn.callback import CallbackSupportMixin, with_callbacks
+except ImportError:
+
+    class CallbackSupportMixin:  # type: ignore[no-redef]
+        """No `set_callbacks`, so nothing is ever told."""
+
+    def with_callbacks(method):  # type: ignore[no-redef]
+        """Leave a method as it is."""
+        return method
+
+
+class Epochs:
+    """Tells callbacks of the epochs of a fit, as a callback of the training loop.
+
+    The loop speaks after an epoch, which is also where the next one begins. One that does
+    not come, because training stopped, is ended as a task without content.
+    """
+
+    def __init__(self, context: Any, told: dict, settings: Any) -> None:
+        self._context = context
+        self._told = told
+        self._settings = settings
+        self._n_begun = 0
+        self._epoch: Any = None
+        self._begin()
+
+    def _begin(self) -> None:
+        self._epoch = None
+        if self._n_begun < self._settings.max_epochs:
+            self._n_begun += 1
+            self._epoch = self._context.subcontext(task_name="epoch")
+            self._epoch.call_on_fit_task_begin(**self._told)
+
+    def __call__(self, record: dict[str, Any]) -> bool:
+        """End an epoch; whether anybody asks to stop."""
+        own = self._settings.callback
+        asked = bool(own is not None and own(record))
+        asked |= self._epoch.call_on_fit_task_end(**self._told)
+        self._begin()
+        return asked
+
+    def close(self) -> None:
+        """End the epoch that never ran, if there is one."""
+        if self._epoch is not None:
+            self._epoch.call_on_fit_task_end(estimator=self._told["estimator"])
+
+
+@contextmanager
+def told_of_epochs(
+    estimator: Any, settings: Any, snapshot: Callable[[], dict], **data: Any
+) -> Iterator[Any]:
+    """Tell the callbacks of an estimator how its fit goes on.
+
+    Parameters
+    ----------
+    estimator : estimator
+        Being fitted.
+    settings : Settings or None
+        Of the training loop; None if nothing is trained.
+    snapshot : callable
+        Gives the attributes of the estimator as if training had stopped; called only if a
+        callback asks for a fitted estimator.
+    **data
+        X, y and metadata of the fit.
+
+    Yields
+    ------
+    Settings or None
+        Settings for the training loop that tell the callbacks.
+    """
+    if not hasattr(estimator, "_skl_callbacks"):
+        yield settings
+        return
+    n_epochs = 0 if settings is None else settings.max_epochs
+    context = estimator._init_callback_context(max_subtasks=n_epochs)
+    told = {"estimator": estimator, **data}
+    context.call_on_fit_task_begin(**told)
+    if settings is None:
+        yield settings
+    else:
+        within = {**told, "reconstruction_attributes": snapshot}
+        epochs = Epochs(context, within, settings)
+        yield replace(settings, callback=epochs)
+        epochs.close()
+    context.call_on_fit_task_end(**told, reconstruction_attributes={})
