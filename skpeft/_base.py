@@ -191,7 +191,9 @@ class BaseAdapterEstimator(
             functools.partial(self._snapshot, plan, data, target),
             X=X,
             y=y,
-            metadata=None if sample_weight is None else {"sample_weight": sample_weight},
+            metadata=None
+            if sample_weight is None
+            else {"sample_weight": sample_weight},
         ) as settings:
             self._run(plan._replace(settings=settings), objective, data, target)
         return self
