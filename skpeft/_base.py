@@ -20,7 +20,7 @@ from sklearn.base import (
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_consistent_length, check_is_fitted
 
-from skpeft._callbacks import CallbackSupportMixin, told_of_epochs, with_callbacks
+from skpeft._callbacks import CallbackSupportMixin, told_of_epochs
 from skpeft._cloning import ByReference
 from skpeft._validation import (
     HasMethods,
@@ -122,7 +122,6 @@ class BaseAdapterEstimator(
         "precision": [StrOptions({"auto", "float32", "float64", "bfloat16"})],
     }
 
-    @with_callbacks
     def fit(
         self,
         X,
@@ -191,9 +190,7 @@ class BaseAdapterEstimator(
             functools.partial(self._snapshot, plan, data, target),
             X=X,
             y=y,
-            metadata=None
-            if sample_weight is None
-            else {"sample_weight": sample_weight},
+            metadata={} if sample_weight is None else {"sample_weight": sample_weight},
         ) as settings:
             self._run(plan._replace(settings=settings), objective, data, target)
         return self

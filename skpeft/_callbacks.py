@@ -6,15 +6,11 @@ from dataclasses import replace
 from typing import Any
 
 try:
-    from sklearn.callback import CallbackSupportMixin, with_callbacks
+    from sklearn.callback import CallbackSupportMixin
 except ImportError:
 
     class CallbackSupportMixin:  # type: ignore[no-redef]
         """No `set_callbacks`, so nothing is ever told."""
-
-    def with_callbacks(method):  # type: ignore[no-redef]
-        """Leave a method as it is."""
-        return method
 
 
 class Epochs:
@@ -79,15 +75,20 @@ def told_of_epochs(
     if not hasattr(estimator, "_skl_callbacks"):
         yield settings
         return
-    n_epochs = 0 if settings is None else settings.max_epochs
-    context = estimator._init_callback_context(max_subtasks=n_epochs)
+    from sklearn.callback import with_callbacks
+
     told = {"estimator": estimator, **data}
-    context.call_on_fit_task_begin(**told)
-    if settings is None:
-        yield settings
-    else:
-        within = {**told, "reconstruction_attributes": snapshot}
-        epochs = Epochs(context, within, settings)
-        yield replace(settings, callback=epochs)
-        epochs.close()
-    context.call_on_fit_task_end(**told, reconstruction_attributes={})
+    n_epochs = 0 if settings is None else settings.max_epochs
+    try:
+        context = estimator._init_callback_context(max_subtasks=n_epochs)
+        context.call_on_fit_task_begin(**told)
+        if settings is None:
+            yield settings
+        else:
+            within = {**told, "reconstruction_attributes": snapshot}
+            epochs = Epochs(context, within, settings)
+            yield replace(settings, callback=epochs)
+            epochs.close()
+        context.call_on_fit_task_end(**told, reconstruction_attributes={})
+    finally:  # after any method that it decorates, it tears the callbacks down
+        with_callbacks(lambda estimator: None)(estimator)
