@@ -141,3 +141,26 @@ def test_scores_of_regressor_are_one_column_of_predictions():
         scores.transform(TEXTS)[:, 0], scores.estimator_.predict(TEXTS)
     )
     assert list(scores.get_feature_names_out()) == ["adapterscores_prediction"]
+
+
+def test_optuna_searches_adapters_and_learning_rates():
+    pytest.importorskip(
+        "optuna_integration.sklearn", reason="optuna-integration[sklearn] is not there"
+    )
+    from optuna.distributions import CategoricalDistribution, FloatDistribution
+    from optuna.exceptions import ExperimentalWarning
+    from optuna_integration import OptunaSearchCV
+
+    space = {
+        "adapter": CategoricalDistribution(["lora", "bottleneck"]),
+        "learning_rate": FloatDistribution(1e-4, 1e-2, log=True),
+    }
+    with pytest.warns(ExperimentalWarning):
+        search = OptunaSearchCV(
+            classifier(), space, cv=2, n_trials=3, random_state=0, error_score="raise"
+        )
+    search.fit(list(TEXTS), LABELS)
+    assert len(search.trials_) == 3
+    assert search.best_score_ > 0.9
+    assert search.best_params_["adapter"] in {"lora", "bottleneck"}
+    assert search.predict(list(TEXTS)).tolist() == LABELS.tolist()
