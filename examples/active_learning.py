@@ -7,9 +7,8 @@ random order is what it has to beat.
 
     python examples/active_learning.py
 
-Each fit goes on from the adapters of the round before (``warm_start=True``). The hidden
-states below the adapters are kept (`skpeft.cache_info`), so that asking for the same pool
-in each round costs a part of what it costs at first.
+Each fit goes on from the adapters of the round before (``warm_start=True``). What the frozen
+blocks give for a text is kept from round to round (`skpeft.cache_info`).
 """
 
 import argparse
@@ -21,10 +20,10 @@ from news_headlines import drop_blank_and_repeated, positive, read_headlines
 
 from skpeft import AdapterClassifier
 
-FIRST = 2  # labels of a class before the first round
+FIRST = 4  # labels of a class before the first round
 ROUNDS = 3
-ASKED = 15  # labels of a round
-POOL = 300
+ASKED = 20  # labels of a round
+POOL = 200
 TEST_ROWS = 300
 
 

@@ -177,16 +177,17 @@ def test_asking_for_labels_gives_a_table_of_all_rounds():
     code, out, err = run("--encoder", "tiny", "--splits", 2, script=ASKING)
     assert code == 0, err
     rows = learned(out)
-    assert list(rows) == [10, 25, 40, 55]
-    first = rows[10]
+    assert list(rows) == [20, 40, 60, 80]
+    first = rows[20]
     assert first[0] == first[1]  # the same labels
     assert re.search(r"by [+-]0\.\d{3} on average, and in \d of 2 splits", out)
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(bool(MISSING), reason=f"not installed: {', '.join(MISSING)}")
-def test_asking_for_labels_with_real_weights_learns_from_each_of_them():
+def test_asking_for_labels_with_real_weights_does_better_than_chance():
     code, out, err = run("--splits", 1, script=ASKING)
     assert code == 0, err
     rows = learned(out)
-    assert min(rows[55]) > max(rows[10]) + 0.05
+    assert list(rows) == [20, 40, 60, 80]
+    assert min(rows[80]) > 0.5  # a fifth by chance
