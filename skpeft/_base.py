@@ -197,15 +197,12 @@ class BaseAdapterEstimator(
 
     def _snapshot(self, plan, data, target):
         """Fitted attributes as if training had stopped, with the adapters as trained."""
-        network, trained = copy.deepcopy(plan.network), plan.network.state()
-        network.load_state(plan.start)
-        frozen = network.features(plan.rows.items)
-        network.load_state(trained)
+        network = copy.deepcopy(plan.network)
         features = network.features(plan.rows.items)
         return {
             "_network": network,
             "_n_features_out": features.shape[1],
-            "head_": self._fit_head(features, frozen, plan, data, target),
+            "head_": self._fit_head(features, plan, data, target),
             **target.attributes,
         }
 

@@ -112,6 +112,8 @@ class BaseAdapterCV:
         if self.refit:
             start = time.perf_counter()
             best = self._model(self.best_params_)
+            if hasattr(self, "_skl_callbacks"):  # scikit-learn's watch the last fit
+                best.set_callbacks(*self._skl_callbacks)
             self.best_estimator_ = best.fit(X, y, sample_weight)
             self.refit_time_ = time.perf_counter() - start
             fitted = {n: v for n, v in vars(best).items() if n.endswith("_")}

@@ -7,7 +7,7 @@ from sklearn.base import clone
 from sklearn.metrics import log_loss
 from sklearn.model_selection import GridSearchCV
 
-from skpeft import AdapterClassifier, AdapterRegressor
+from skpeft import AdapterClassifier, AdapterClassifierCV, AdapterRegressor
 
 pytest.importorskip("sklearn.callback", reason="scikit-learn has callbacks from 1.9 on")
 from sklearn.callback import ProgressBar, ScoringMonitor
@@ -125,3 +125,13 @@ def test_progress_of_a_search_goes_down_to_the_epochs(capsys):
     shown = capsys.readouterr().out
     assert shown.count("AdapterClassifier - fit") >= 5  # two candidates, folds, refit
     assert search.n_features_in_ == 1
+
+
+def test_callbacks_of_a_cross_validated_estimator_watch_its_last_fit():
+    clf = AdapterClassifierCV(
+        "tiny", ranks=(2, 4), cv=2, max_epochs=2, shrinkage=0.0, random_state=0
+    )
+    clf.set_callbacks(recorder := Recorder()).fit(FRAME, LABELS)
+    assert recorder.calls.count("setup") == recorder.calls.count("teardown") == 1
+    assert "end epoch 1" in recorder.calls
+    assert "weights trained" in clf._repr_mimebundle_()["text/html"]
