@@ -205,7 +205,7 @@ class BaseAdapterEstimator(
         asks = network.trains and self._asks_frozen(objective)
         rows = self._prepare(network, data, target, asks)
         if held_out is None:
-            training, validation = self._split(rows, random_state)
+            training, validation = self._split(rows, target, random_state)
         else:
             training = rows
             validation = self._prepare(network, held_out, target, asks)
@@ -433,7 +433,7 @@ class BaseAdapterEstimator(
         frozen = network.start_features(items) if asks_frozen else None
         return Rows(items, target.encode(data.y), weights, data.n_hints, frozen)
 
-    def _split(self, rows, random_state):
+    def _split(self, rows, target, random_state):
         """Rows for training and, with early stopping, rows for validation."""
         from skpeft._data import split_rows
 

@@ -316,8 +316,10 @@ def validate(
         means = nn.functional.normalize(members.T @ (unit * weights[:, None]))
         scores, given = (held_out @ means.T).numpy(), validation.targets
         if several:
-            return label_ranking_average_precision_score(
-                given, scores, sample_weight=validation.weights
+            return float(
+                label_ranking_average_precision_score(
+                    given, scores, sample_weight=validation.weights
+                )
             )
         right = scores.argmax(axis=1) == given
         return float(np.average(right, weights=validation.weights))
