@@ -284,7 +284,7 @@ class AdapterClassifier(ClassifierMixin, BaseAdapterEstimator):
         check_classification_targets(y)
         return y
 
-    def _learn_target(self, y, names):
+    def _learn_target(self, y, names=None):
         if y.ndim == 2:
             return self._learn_labels(y, names)
         classes = np.unique(y)

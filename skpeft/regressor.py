@@ -214,7 +214,7 @@ class AdapterRegressor(RegressorMixin, BaseAdapterEstimator):
                 "labels use AdapterClassifier."
             ) from error
 
-    def _learn_target(self, y, names):
+    def _learn_target(self, y, names=None):
         scale = np.std(y, axis=0)
         # By rounding, the deviation of a constant need not be 0.
         varies = (np.ptp(y, axis=0) > 0) & (scale > 0)

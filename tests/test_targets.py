@@ -30,7 +30,14 @@ from sklearn.preprocessing import MultiLabelBinarizer, StandardScaler, normalize
 from sklearn.svm import SVR, LinearSVC
 from sklearn.utils import get_tags
 
-from skpeft import AdapterBank, AdapterClassifier, AdapterRegressor, AdapterScores
+from skpeft import (
+    AdapterBank,
+    AdapterClassifier,
+    AdapterClassifierCV,
+    AdapterRegressor,
+    AdapterRegressorCV,
+    AdapterScores,
+)
 from skpeft._shrinkage import HeldOut, judge
 from skpeft.heads import LabelwiseLogisticRegression, default_head
 from skpeft.objectives import Contrastive, CrossEntropy, LabelContrastive
@@ -256,18 +263,18 @@ def test_judge_of_several_numbers_sums_over_them():
     assert both / (1 - both) == pytest.approx(odds)
 
 
-@pytest.mark.parametrize("task", ["labels", "numbers"])
-def test_columns_that_nothing_decides_draw_adapters_back(task):
+def test_labels_that_nothing_decides_draw_adapters_back():
     rng = np.random.RandomState(1)
-    X = rng.randn(60, 4)
-    common = {"max_epochs": 60, "learning_rate": 0.05, "random_state": 0}
-    if task == "labels":
-        common["objective"] = "binary_cross_entropy"
-        estimator, y = AdapterClassifier("array", **common), rng.randint(0, 2, (60, 3))
-    else:
-        estimator, y = AdapterRegressor("array", **common), rng.randn(60, 3)
+    X, y = rng.randn(60, 4), rng.randint(0, 2, (60, 3))
+    clf = AdapterClassifier(
+        "array",
+        objective="binary_cross_entropy",
+        max_epochs=60,
+        learning_rate=0.05,
+        random_state=0,
+    )
     indifferent = 1 / 9  # what is left to the frozen encoder without any evidence
-    assert estimator.fit(X, y).shrinkage_ > 2 * indifferent
+    assert clf.fit(X, y).shrinkage_ > 2 * indifferent
 
 
 # Heads of the user's own --------------------------------------------------------------
@@ -669,6 +676,21 @@ def test_search_over_labels_scores_by_any_metric():
         classifier(max_epochs=1), {"rank": [1, 4]}, cv=2, scoring="f1_micro"
     )
     assert 0 <= search.fit(TEXTS, LABELS).best_score_ <= 1
+
+
+@pytest.mark.parametrize(
+    ("kind", "y"),
+    [
+        (AdapterClassifierCV, LABELS),
+        (AdapterClassifierCV, scipy.sparse.csr_matrix(LABELS)),
+        (AdapterRegressorCV, NUMBERS),
+    ],
+    ids=["labels", "sparse labels", "numbers"],
+)
+def test_cross_validated_estimators_take_several_targets(kind, y):
+    search = kind("tiny", adapters=[None], cv=2, random_state=0).fit(TEXTS, y)
+    assert search.predict(NEW_TEXTS).shape == (5, 2)
+    assert np.isfinite(search.best_score_)
 
 
 def test_tags_say_what_targets_may_be():
