@@ -536,7 +536,8 @@ class BaseAdapterEstimator(
         """Output of one method of the head on adapted features."""
         from skpeft.heads import ask
 
-        return ask(self.head_, method, self._features(X))
+        features = self._features(X)  # says so where nothing is fitted
+        return ask(self.head_, method, features)
 
     def transform(self, X):
         """Adapted embeddings.
