@@ -1,10 +1,10 @@
 """What classifier and regressor share: constraints, the way through fit, features."""
 
 import copy
-import functools
 import warnings
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 from typing import Any, ClassVar, NamedTuple
 
@@ -139,8 +139,9 @@ class BaseAdapterEstimator(
         X : sequence of str, Series, frame or array-like of shape (n_samples, n_features)
             Texts, pairs of texts in two columns, or rows of numbers, as the encoder
             reads them.
-        y : array-like of shape (n_samples,)
-            Targets.
+        y : array-like of shape (n_samples,) or (n_samples, n_outputs)
+            Targets. Several columns are labels that a row has or not, as 0 and 1, or of a
+            regressor several numbers.
         sample_weight : array-like of shape (n_samples,) or None, default=None
             Weights of the rows, at least 0, for adapters and head. Rows of weight 0 are
             removed before anything else.
@@ -176,18 +177,18 @@ class BaseAdapterEstimator(
             self._check_head(sample_weight)
             data = self._check_rows(X, y, sample_weight, encoder.modality, reset=True)
             pairs = encoder.modality == "text" and self.n_features_in_ == 2
-            objective = resolve_objective(self.objective, self._task, pairs=pairs)
-            target = self._learn_target(data.y)
+            target = self._learn_target(data.y, getattr(y, "columns", None))
+            objective = resolve_objective(self.objective, target.task, pairs=pairs)
             data = self._with_hints(data, target)
             held_out = self._check_validation(
-                X_val, y_val, sample_weight_val, encoder.modality
+                X_val, y_val, sample_weight_val, encoder.modality, y
             )
             plan = self._plan(encoder, adapter, objective, data, target, held_out)
         self._forget()
         with told_of_epochs(
             self,
             plan.settings,
-            functools.partial(self._snapshot, plan, data, target),
+            partial(self._snapshot, plan, data, target),
             X=X,
             y=y,
             metadata={} if sample_weight is None else {"sample_weight": sample_weight},
@@ -230,7 +231,7 @@ class BaseAdapterEstimator(
         asks = network.trains and self._asks_frozen(objective)
         rows = self._prepare(network, data, target, asks)
         if held_out is None:
-            training, validation = self._split(rows, random_state)
+            training, validation = self._split(rows, target, random_state)
         else:
             training = rows
             validation = self._prepare(network, held_out, target, asks)
@@ -321,7 +322,7 @@ class BaseAdapterEstimator(
                     trained,
                     plan.training,
                     plan.validation,
-                    self._held_out_outputs,
+                    partial(self._held_out_outputs, objective.task),
                 )
             else:
                 evidence = fit_half(
@@ -331,7 +332,7 @@ class BaseAdapterEstimator(
                     objective,
                     replace(plan.settings, max_epochs=len(history.losses)),
                     plan.random_state,
-                    self._held_out_outputs,
+                    partial(self._held_out_outputs, objective.task),
                 )
         except (KeyboardInterrupt, DivergedError) as error:
             reason = str(error) or "an interrupt"
@@ -342,14 +343,16 @@ class BaseAdapterEstimator(
                 stacklevel=4,
             )
             return Verdict(1.0, 1.0)
-        return Verdict(1.0, 1.0) if evidence is None else judge(evidence, self._task)
+        return (
+            Verdict(1.0, 1.0) if evidence is None else judge(evidence, objective.task)
+        )
 
-    def _held_out_outputs(self, features, rows, unseen):
+    def _held_out_outputs(self, task, features, rows, unseen):
         """Outputs for unseen rows of the default head fitted on others."""
         from skpeft.heads import default_head, fit_head, logits
 
         y, weights = rows.targets, rows.weights
-        head = default_head(features, y, weights, rows.frozen, self._task)
+        head = default_head(features, y, weights, rows.frozen, task)
         head = fit_head(head, features, y, weights, weighted=True)
         if self._task == "classification":
             return logits(head, unseen)
@@ -412,13 +415,16 @@ class BaseAdapterEstimator(
             )
         return Data(samples, y, weights).take(np.flatnonzero(weights))
 
-    def _check_validation(self, X_val, y_val, sample_weight_val, modality):
+    def _check_validation(self, X_val, y_val, sample_weight_val, modality, y):
+        from skpeft._data import check_same_columns
+
         if X_val is None:
             if y_val is not None or sample_weight_val is not None:
                 raise ValueError("y_val or sample_weight_val was given without X_val.")
             return None
         if y_val is None:
             raise ValueError("X_val was given without y_val, its targets. Pass both.")
+        check_same_columns(y, y_val)
         return self._check_rows(X_val, y_val, sample_weight_val, modality, reset=False)
 
     def _with_hints(self, data, target):
@@ -453,14 +459,14 @@ class BaseAdapterEstimator(
         frozen = network.start_features(items) if asks_frozen else None
         return Rows(items, target.encode(data.y), weights, data.n_hints, frozen)
 
-    def _split(self, rows, random_state):
+    def _split(self, rows, target, random_state):
         """Rows for training and, with early stopping, rows for validation."""
         from skpeft._data import split_rows
 
         if self.early_stopping is not True:
             return rows, None
         own = rows.own
-        strata = own.targets if self._task == "classification" else None
+        strata = own.targets if target.task == "classification" else None
         kept, left = split_rows(
             len(own.items), self.validation_fraction, strata, random_state
         )
@@ -517,7 +523,7 @@ class BaseAdapterEstimator(
         head, weights = self.head, plan.rows.weights
         if head is None:
             frozen = plan.rows.frozen if plan.network.trains else features
-            head = default_head(features, data.y, weights, frozen, self._task)
+            head = default_head(features, data.y, weights, frozen, target.task)
         else:
             weights = given
         return fit_head(head, features, data.y, weights, given is not None)
@@ -554,8 +560,10 @@ class BaseAdapterEstimator(
 
     def _ask_head(self, method, X):
         """Output of one method of the head on adapted features."""
-        features = self._features(X)
-        return getattr(self.head_, method)(features)
+        from skpeft.heads import ask
+
+        features = self._features(X)  # says so where nothing is fitted
+        return ask(self.head_, method, features)
 
     def transform(self, X):
         """Adapted embeddings.
@@ -585,8 +593,9 @@ class BaseAdapterEstimator(
 
         Returns
         -------
-        ndarray of shape (n_samples,)
-            Class labels as given to `fit`, or numbers.
+        ndarray of shape (n_samples,) or (n_samples, n_outputs)
+            Class labels as given to `fit`, or numbers. For several labels a row their
+            indicators, 0 and 1.
         """
         return self._ask_head("predict", X)
 
@@ -696,8 +705,8 @@ class BaseAdapterEstimator(
         Returns
         -------
         torch.nn.Module
-            Maps the parts of a batch to raw predictions, of shape (batch,) for numbers
-            and two classes, else (batch, n_classes).
+            Maps the parts of a batch to raw predictions, of shape (batch,) for one number
+            and two classes, else (batch, n_outputs).
 
         Raises
         ------

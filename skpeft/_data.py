@@ -9,7 +9,7 @@ import scipy.sparse
 from numpy.random import RandomState
 from sklearn.model_selection import train_test_split
 from sklearn.utils import _safe_indexing
-from sklearn.utils.validation import validate_data
+from sklearn.utils.validation import check_array, validate_data
 
 # Batches that are cut from rows sorted by length: 16 of them had 4 % of padding, where
 # random ones had 14 to 41 %.
@@ -206,6 +206,69 @@ def check_labels(y) -> None:
             raise ValueError(
                 f"y mixes labels of types {[*others, 'str']}, which cannot be sorted. Use "
                 "one type, for example str for all, and fill or drop missing labels (NaN)."
+            )
+
+
+def n_columns(y) -> int:
+    """Number of columns of a target: 1 for a plain sequence.
+
+    Raises
+    ------
+    ValueError
+        If y is made of sequences of unlike length.
+    """
+    try:
+        shape = y.shape if hasattr(y, "shape") else np.shape(y)
+    except ValueError as error:
+        raise ValueError(
+            "y holds sequences of unlike length. One target a row is expected, or for "
+            "several labels a row indicators of shape (n_samples, n_labels): "
+            "sklearn.preprocessing.MultiLabelBinarizer makes them of lists of labels."
+        ) from error
+    return shape[1] if len(shape) == 2 else 1
+
+
+def check_indicators(y) -> np.ndarray:
+    """Indicators of labels, of shape (n_samples, n_labels), as int64.
+
+    Raises
+    ------
+    ValueError
+        If an entry is missing, or neither 0 nor 1.
+    """
+    y = check_array(y, accept_sparse=True, dtype=None, input_name="y")
+    y = y.toarray() if scipy.sparse.issparse(y) else y
+    if y.dtype.kind not in "biuf":
+        y = y.astype(object)
+    wrong = ~((y == 0) | (y == 1)).astype(bool)
+    if wrong.any():
+        raise ValueError(
+            f"y has {y.shape[1]} columns, which are taken for labels that a row has or not, "
+            f"but holds {y[wrong][0]!r}; 0 and 1 are expected. For several columns of "
+            "classes use sklearn.multioutput.MultiOutputClassifier(AdapterClassifier(...))."
+        )
+    return y.astype(np.int64, order="C")
+
+
+def check_same_columns(y, y_val) -> None:
+    """Refuse validation targets whose columns are not those of the training targets.
+
+    Raises
+    ------
+    ValueError
+        If number or names of the columns differ.
+    """
+    expected, found = n_columns(y), n_columns(y_val)
+    if expected != found:
+        raise ValueError(
+            f"y_val has {found} columns, but y has {expected}; the same targets are expected."
+        )
+    if expected > 1 and hasattr(y, "columns") and hasattr(y_val, "columns"):
+        names, others = list(y.columns), list(y_val.columns)
+        if names != others:
+            raise ValueError(
+                f"y_val has the columns {others}, but y has {names}; the same names in the "
+                "same order are expected."
             )
 
 

@@ -46,6 +46,7 @@ from skpeft.adapters import (
     resolve_adapter,
 )
 from skpeft.encoders import resolve_encoder
+from skpeft.heads import LabelwiseLogisticRegression
 
 #: Layout of the folder; raised when an older version could not read a new one.
 FORMAT = 1
@@ -66,6 +67,10 @@ _DEPENDENCIES = (
 #: Default heads: their parameters and fitted arrays that are kept.
 _HEADS: dict[str, tuple[Any, tuple[str, ...]]] = {
     "LogisticRegression": (LogisticRegression, ("C", "max_iter")),
+    "LabelwiseLogisticRegression": (
+        LabelwiseLogisticRegression,
+        ("C", "max_iter"),
+    ),
     "Ridge": (Ridge, ("alpha",)),
 }
 _CODE = "trust_remote_code"
@@ -400,17 +405,24 @@ def _restored_head(
     if not isinstance(form, dict) or form.keys() != {"class", "params", "by_column"}:
         raise TypeError(f"head is {form!r}")
     classes = attributes.get("classes_")
-    name = "Ridge" if classes is None else "LogisticRegression"
-    kind, parameters = _HEADS[name]
+    kind, parameters = _HEADS[form["class"]]
     given = form["params"]
-    if form["class"] != name or given.keys() != set(parameters):
+    if (kind is Ridge) != (classes is None) or given.keys() != set(parameters):
         raise TypeError(f"head is {form!r}")
-    if not all(is_number(value) and value > 0 for value in given.values()):
-        raise TypeError(f"head has the parameters {given!r}")
+    # A ridge regression of several numbers has a penalty for each.
+    given = {n: np.array(v) if isinstance(v, list) else v for n, v in given.items()}
+    for value in (one for v in given.values() for one in np.ravel(v).tolist()):
+        if not (is_number(value) and value > 0):
+            raise TypeError(f"head has the parameters {given!r}")
     coef, intercept = arrays.pop("head.coef"), arrays.pop("head.intercept")
     coef = coef.T if form["by_column"] else coef
     width = attributes["_n_features_out"]
-    rows = () if classes is None else (1 if len(classes) == 2 else len(classes),)
+    rows: tuple[int, ...]
+    if classes is None:
+        rows = intercept.shape[:1]
+    else:
+        is_binary = kind is LogisticRegression and len(classes) == 2
+        rows = (1 if is_binary else len(classes),)
     shapes = ((*rows, width), rows)
     if (coef.shape, intercept.shape) != shapes:
         raise ValueError(
@@ -420,8 +432,10 @@ def _restored_head(
     head = kind(**given)
     head.coef_, head.intercept_ = coef, intercept[()]
     head.n_features_in_ = width
-    if classes is not None:
+    if kind is LogisticRegression:
         head.classes_ = classes
+    elif kind is LabelwiseLogisticRegression:
+        head.classes_ = np.arange(len(intercept))
     return head
 
 

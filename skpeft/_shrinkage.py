@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.random import RandomState
-from scipy.special import log_softmax
+from scipy.special import log_expit, log_softmax
 
 from skpeft._network import AdapterNetwork
 from skpeft._training import History, Rows, Settings, train
@@ -33,8 +33,8 @@ OutputsOf = Callable[[np.ndarray, Rows, np.ndarray], np.ndarray]
 class HeldOut(NamedTuple):
     """Outputs of heads on rows they have not seen.
 
-    Shapes: outputs (2, n_rows, n_outputs), of the frozen and of the trained network;
-    targets and weights (n_rows,).
+    Shapes: outputs (2, n_rows, n_outputs), or (2, n_rows) for one number, of the frozen and
+    of the trained network; targets (n_rows,) or (n_rows, n_outputs); weights (n_rows,).
     """
 
     outputs: np.ndarray
@@ -154,20 +154,26 @@ def judge(evidence: HeldOut, task: str) -> Verdict:
     """Strength and temperature that held-out rows speak for.
 
     The weight of each network is its prior times the likelihood of the held-out rows: of
-    their classes at the best temperature, or of numbers with normal errors of their own
-    variance.
+    their classes or labels at the best temperature, or of numbers with normal errors of
+    their own variance. Labels count as independent of each other, and so do several numbers.
     """
     # Scaled to add up to the effective number of rows: one heavy row is still one row.
     weights = evidence.weights / evidence.weights.max()
     weights = weights * weights.sum() / np.square(weights).sum()
     if task == "regression":
-        errors = np.square(evidence.outputs - evidence.targets[None, :])
-        mean = np.average(errors, axis=1, weights=weights)
-        losses = 0.5 * weights.sum() * np.log(mean + np.finfo(float).tiny)
+        errors = np.square(evidence.outputs - evidence.targets)
+        mean = np.average(
+            errors.reshape(*errors.shape[:2], -1), axis=1, weights=weights
+        )
+        # Errors below rounding, as with a constant target, say nothing.
+        logs = np.log(mean + np.finfo(float).eps)
+        losses = 0.5 * weights.sum() * logs.sum(axis=1)
         temperatures = np.ones(len(losses))
     else:
+        log_likelihood = _LOG_LIKELIHOODS[task]
         found = [
-            _temper(outputs, evidence.targets, weights) for outputs in evidence.outputs
+            _temper(outputs, evidence.targets, weights, log_likelihood)
+            for outputs in evidence.outputs
         ]
         losses, temperatures = np.array(found).T
     shares = _PRIOR * np.exp(losses.min() - losses)
@@ -175,14 +181,32 @@ def judge(evidence: HeldOut, task: str) -> Verdict:
     return Verdict(float(shares[1]), float(np.exp(shares @ np.log(temperatures))))
 
 
+def _of_classes(logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """Log likelihood of the class of each row."""
+    return log_softmax(logits, axis=1)[np.arange(len(targets)), targets]
+
+
+def _of_labels(logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """Log likelihood of the labels of each row."""
+    return log_expit(np.where(targets == 1, logits, -logits)).sum(axis=1)
+
+
+_LOG_LIKELIHOODS = {
+    "classification": _of_classes,
+    "multi-label classification": _of_labels,
+}
+
+
 def _temper(
-    logits: np.ndarray, targets: np.ndarray, weights: np.ndarray
+    logits: np.ndarray,
+    targets: np.ndarray,
+    weights: np.ndarray,
+    log_likelihood: Callable[[np.ndarray, np.ndarray], np.ndarray],
 ) -> tuple[float, float]:
     """Lowest penalised log loss, summed over rows, and its temperature."""
-    rows = np.arange(len(targets))
 
     def loss(log_temperature: float) -> float:
-        scores = log_softmax(logits / np.exp(log_temperature), axis=1)[rows, targets]
+        scores = log_likelihood(logits / np.exp(log_temperature), targets)
         penalty = 0.5 * (log_temperature / _LOG_TEMPERATURE_SD) ** 2
         return float(-(weights * scores).sum() + penalty)
 

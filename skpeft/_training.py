@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.random import RandomState
+from sklearn.metrics import label_ranking_average_precision_score
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -293,8 +294,9 @@ def validate(
 ) -> float:
     """Score of the present state on validation rows, higher is better.
 
-    The negative objective where a linear layer is trained; else the weighted accuracy of
-    the nearest class mean, by cosine, on the adapted features.
+    The negative objective where a linear layer is trained; else, by the cosine between
+    adapted features and the means of classes, the weighted accuracy of the nearest mean or,
+    for several labels a row, the average precision of their ranking.
     """
     with torch.no_grad(), network.dropout(None):
         held_out = torch.from_numpy(network.features(validation.items))
@@ -307,12 +309,20 @@ def validate(
             torch.as_tensor(rows.weights).to(features),
         )
         targets = torch.as_tensor(rows.targets)
-        means = torch.zeros(int(targets.max()) + 1, unit.shape[1], dtype=unit.dtype)
-        means.index_add_(0, targets, unit * weights[:, None])
-        nearest = (held_out @ nn.functional.normalize(means).T).argmax(dim=1).numpy()
-        return float(
-            np.average(nearest == validation.targets, weights=validation.weights)
+        several = targets.ndim == 2
+        members = (
+            targets.to(unit) if several else nn.functional.one_hot(targets).to(unit)
         )
+        means = nn.functional.normalize(members.T @ (unit * weights[:, None]))
+        scores, given = (held_out @ means.T).numpy(), validation.targets
+        if several:
+            return float(
+                label_ranking_average_precision_score(
+                    given, scores, sample_weight=validation.weights
+                )
+            )
+        right = scores.argmax(axis=1) == given
+        return float(np.average(right, weights=validation.weights))
 
 
 class Best:

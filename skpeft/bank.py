@@ -17,6 +17,7 @@ from skpeft._network import AdapterNetwork, autocast_to, resolve_precision
 from skpeft.adapters.base import AdaptedLayer, unwrapped
 from skpeft.adapters.lora import LoRALinear
 from skpeft.encoders.base import Item, same_features
+from skpeft.heads import ask
 
 # Largest difference taken for rounding, relative to the largest feature.
 _ROUNDING = {None: 1e-5, torch.bfloat16: 3e-2}
@@ -68,9 +69,10 @@ class AdapterBank:
 
         Returns
         -------
-        dict of str to ndarray of shape (n_samples,), or ndarray of shape (n_samples,)
-            Predictions by task; with `task` one array, of dtype object where there is a
-            task for each row.
+        dict of str to ndarray, or ndarray
+            By task what `predict` of each estimator gives; with one `task` that of it. With
+            a task for each row an array of shape (n_samples,) and dtype object, whose
+            entries are arrays where an estimator predicts several labels or numbers.
         """
         if task is None:
             return self._ask("predict", X, list(self.estimators))
@@ -91,7 +93,11 @@ class AdapterBank:
         for name in dict.fromkeys(names):
             rows = np.flatnonzero(names == name)
             chosen = np.stack([features[row] for row in rows])
-            predictions[rows] = self.estimators[name].head_.predict(chosen)
+            found = self.estimators[name].head_.predict(chosen)
+            for row, one in zip(
+                rows, found if found.ndim == 2 else found.tolist(), strict=True
+            ):
+                predictions[row] = one
         return predictions
 
     def predict_proba(self, X):
@@ -129,7 +135,7 @@ class AdapterBank:
         """Output of one method of each head."""
         features = self._all_features(X, tasks)
         return {
-            task: getattr(self.estimators[task].head_, method)(features[task])
+            task: ask(self.estimators[task].head_, method, features[task])
             for task in tasks
         }
 

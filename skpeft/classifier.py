@@ -1,7 +1,8 @@
 """The classifier."""
 
 import warnings
-from typing import ClassVar, NamedTuple
+from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 from sklearn.base import ClassifierMixin
@@ -11,14 +12,16 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import assert_all_finite, column_or_1d
 
 from skpeft._base import BaseAdapterEstimator
-from skpeft._data import Data, check_labels, check_texts
+from skpeft._data import Data, check_indicators, check_labels, check_texts, n_columns
 
 
-class ClassTarget(NamedTuple):
+@dataclass(frozen=True)
+class ClassTarget:
     """Classes as training sees them: indices into sorted labels."""
 
     classes: np.ndarray
     class_weights: np.ndarray | None
+    task: ClassVar[str] = "classification"
 
     @property
     def attributes(self) -> dict:
@@ -35,6 +38,33 @@ class ClassTarget(NamedTuple):
             )
         return np.searchsorted(self.classes, y)
 
+    def rows_of(self, labels: list) -> np.ndarray:
+        """Targets of rows that have one label each."""
+        return np.asarray(labels, dtype=self.classes.dtype)
+
+
+@dataclass(frozen=True)
+class LabelTarget:
+    """Several labels a row as training sees them: indicators."""
+
+    classes: np.ndarray
+    class_weights: ClassVar[None] = None
+    task: ClassVar[str] = "multi-label classification"
+
+    @property
+    def attributes(self) -> dict:
+        """Fitted attributes."""
+        return {"classes_": self.classes}
+
+    def encode(self, y: np.ndarray) -> np.ndarray:
+        """Indicators as numbers with which a loss can be computed."""
+        return y.astype(np.float64)
+
+    def rows_of(self, labels: list) -> np.ndarray:
+        """Targets of rows that have one label each."""
+        places = [self.classes.tolist().index(label) for label in labels]
+        return np.eye(len(self.classes), dtype=np.int64)[places]
+
 
 def _head_has(method):
     """Whether the head, fitted or to be fitted, has a method."""
@@ -50,6 +80,9 @@ def _head_has(method):
 
 class AdapterClassifier(ClassifierMixin, BaseAdapterEstimator):
     """Classifier of texts that adapts a frozen encoder.
+
+    Each text has one of several classes, or any number of labels: for these, y is a
+    matrix of 0 and 1, with a column for each label.
 
     Small adapters inside a frozen transformer are trained on the labelled rows; then a
     scikit-learn classifier, the head, is fitted on the adapted features. The encoder
@@ -74,17 +107,18 @@ class AdapterClassifier(ClassifierMixin, BaseAdapterEstimator):
         Transformer blocks that get adapters: the upper two thirds, the last n, those of
         the indices, or all. What lies below is computed once in a fit. With "auto",
         ``adapter="full"`` trains all blocks and the embeddings.
-    objective : {"auto", "contrastive", "cross_entropy"} or Objective, default="auto"
-        What adapters are trained for; "auto" is "contrastive", and for pairs of texts
-        "cross_entropy".
+    objective : str or Objective, default="auto"
+        What adapters are trained for. For one class a text "contrastive" or, the default
+        for pairs of texts, "cross_entropy"; for several labels a text
+        "label_contrastive" or, the default for pairs, "binary_cross_entropy".
     head : classifier or None, default=None
-        Fitted on adapted features at the end. None: a logistic regression whose penalty
-        is fixed relative to the scale of the features.
+        Fitted on adapted features at the end. None: a logistic regression, or one for
+        each label, whose penalty is fixed relative to the scale of the features.
     max_epochs : int or None, default=None
         Passes over the training rows. None: more for few rows, fewer for many.
     batch_size : int or None, default=None
-        Rows of a training step. None: the objective's own, 128 for
-        "contrastive" and 32 for "cross_entropy", fewer (down to 16) for long texts.
+        Rows of a training step. None: the objective's own, 128 where rows are contrasted,
+        else 32; fewer (down to 16) for long texts.
     learning_rate : float or None, default=None
         Peak learning rate of AdamW [1]_. None: the adapter's own times the `pace` of the
         objective, which is above 1 where there are few steps.
@@ -102,7 +136,8 @@ class AdapterClassifier(ClassifierMixin, BaseAdapterEstimator):
     early_stopping : bool or "auto", default="auto"
         Whether to stop when the score on validation rows no longer rises, and to keep
         the best state. "auto": if `X_val` is given. True without `X_val` splits off
-        `validation_fraction` of the rows, stratified; the head is fitted on all rows.
+        `validation_fraction` of the rows, stratified by class; the head is fitted on all
+        rows.
     validation_fraction : float, default=0.1
         Fraction of the rows split off for early stopping, in (0, 1).
     n_iter_no_change : int, default=5
@@ -110,10 +145,11 @@ class AdapterClassifier(ClassifierMixin, BaseAdapterEstimator):
     tol : float, default=1e-4
         Smallest gain of the validation score that counts.
     class_weight : dict, "balanced" or None, default=None
-        Weights of the classes, for adapters and head.
+        Weights of the classes, for adapters and head. Not for several labels a text.
     label_texts : dict of label to str or list of str, or None, default=None
         What labels mean, in words, such as ``{"joy": "the writer feels joy"}``: each
-        text is learned from as one more row of its class. Helps with few rows.
+        text is learned from as one more row of its class, or with that label alone. Helps
+        with few rows.
     warm_start : bool, default=False
         Whether fit goes on from the adapters of the last fit.
     random_state : int, RandomState or None, default=None
@@ -132,7 +168,8 @@ class AdapterClassifier(ClassifierMixin, BaseAdapterEstimator):
     Attributes
     ----------
     classes_ : ndarray of shape (n_classes,)
-        Labels as given to `fit`, sorted.
+        Labels as given to `fit`, sorted. For several labels a text the names of the columns
+        if y was a frame, else their numbers.
     head_ : classifier
         The fitted head; works on the output of `transform`.
     n_epochs_ : int
@@ -141,7 +178,8 @@ class AdapterClassifier(ClassifierMixin, BaseAdapterEstimator):
         Mean training loss of each epoch.
     validation_scores_ : list of float
         Validation score of each epoch; empty without validation rows. Accuracy of the
-        nearest class mean for "contrastive", negative loss for "cross_entropy".
+        nearest class mean for "contrastive", average precision of the ranking of the
+        labels by their means for "label_contrastive", else the negative loss.
     shrinkage_ : float
         How far the adapters were drawn back to the frozen encoder, in [0, 1].
     temperature_ : float
@@ -238,13 +276,17 @@ class AdapterClassifier(ClassifierMixin, BaseAdapterEstimator):
             raise ValueError(
                 "AdapterClassifier requires y to be passed, but the target y is None."
             )
+        if n_columns(y) > 1:
+            return check_indicators(y)
         check_labels(y)
         y = column_or_1d(y, warn=True)
         assert_all_finite(y, input_name="y")
         check_classification_targets(y)
         return y
 
-    def _learn_target(self, y):
+    def _learn_target(self, y, names=None):
+        if y.ndim == 2:
+            return self._learn_labels(y, names)
         classes = np.unique(y)
         if len(classes) < 2:
             raise ValueError(
@@ -252,6 +294,25 @@ class AdapterClassifier(ClassifierMixin, BaseAdapterEstimator):
                 "at least 2 classes. Add rows of another class."
             )
         return ClassTarget(classes, self._class_weights(classes, y))
+
+    def _learn_labels(self, y, names):
+        classes = np.arange(y.shape[1]) if names is None else np.array([*names])
+        if len(set(classes.tolist())) != y.shape[1]:
+            raise ValueError(
+                f"y has the columns {[*names]}; a name of its own is expected for each label."
+            )
+        if (y == y[0]).all():
+            raise ValueError(
+                "All rows of y have the same labels, so there is nothing to learn. Add rows "
+                "that have others."
+            )
+        if self.class_weight is not None:
+            raise ValueError(
+                f"class_weight={self.class_weight!r} was given, but with several labels a "
+                "row there are no classes to weight. Leave it None; for rare labels choose "
+                "thresholds on predict_proba, and for rows that count more sample_weight."
+            )
+        return LabelTarget(classes)
 
     def _class_weights(self, classes, y):
         """Weight of each class, learned from the training labels; None: all the same."""
@@ -305,7 +366,7 @@ class AdapterClassifier(ClassifierMixin, BaseAdapterEstimator):
         weights = data.weights
         if weights is not None:
             weights = np.append(weights, np.full(len(texts), weights.mean()))
-        y = np.append(data.y, np.asarray(labels, dtype=target.classes.dtype))
+        y = np.concatenate([data.y, target.rows_of(labels)])
         return Data([*data.samples, *texts], y, weights, len(texts))
 
     def _total_weights(self, data, target):
@@ -316,7 +377,7 @@ class AdapterClassifier(ClassifierMixin, BaseAdapterEstimator):
 
     @available_if(_head_has("predict_proba"))
     def predict_proba(self, X):
-        """Predict class probabilities.
+        """Predict probabilities of classes, or of each label.
 
         Parameters
         ----------
@@ -326,13 +387,13 @@ class AdapterClassifier(ClassifierMixin, BaseAdapterEstimator):
         Returns
         -------
         ndarray of shape (n_samples, n_classes)
-            In the order of `classes_`.
+            In the order of `classes_`. Rows sum to 1, except for several labels a text.
         """
         return self._ask_head("predict_proba", X)
 
     @available_if(_head_has("predict_proba"))
     def predict_log_proba(self, X):
-        """Predict the logarithm of class probabilities.
+        """Predict the logarithm of the probabilities.
 
         Parameters
         ----------
@@ -359,6 +420,12 @@ class AdapterClassifier(ClassifierMixin, BaseAdapterEstimator):
         Returns
         -------
         ndarray of shape (n_samples,) or (n_samples, n_classes)
-            For two classes one score, positive for ``classes_[1]``.
+            For two classes one score, positive for ``classes_[1]``. For several labels a
+            text one score a label, positive where it is predicted.
         """
         return self._ask_head("decision_function", X)
+
+    def __sklearn_tags__(self):
+        tags = super().__sklearn_tags__()
+        tags.classifier_tags.multi_label = True
+        return tags

@@ -3,10 +3,11 @@
 from typing import NamedTuple
 
 import numpy as np
-from sklearn.base import clone
+from scipy.special import expit, logit
+from sklearn.base import BaseEstimator, ClassifierMixin, clone
 from sklearn.linear_model import LogisticRegression, Ridge, RidgeCV
 from sklearn.pipeline import Pipeline
-from sklearn.utils.validation import has_fit_parameter
+from sklearn.utils.validation import check_is_fitted, has_fit_parameter
 
 # Strength of the penalty on features of unit mean square norm around their mean.
 _C = 10.0
@@ -32,15 +33,20 @@ def closed_form(
 ) -> Start:
     """Ridge regression on features, as the start of a linear layer.
 
+    For labels it is turned from shares into log odds, to first order around the share of
+    each label: a layer that took all labels for likely would push the features of all
+    rows the same way.
+
     Parameters
     ----------
     features : ndarray of shape (n_samples, dim)
         Features before training.
-    targets : ndarray of shape (n_samples,)
-        Class indices, which are regressed as indicators, or standardised numbers.
+    targets : ndarray of shape (n_samples,) or (n_samples, n_outputs)
+        Class indices, which are regressed as indicators; indicators of labels; or
+        standardised numbers.
     weights : ndarray of shape (n_samples,)
         Row weights.
-    task : {"classification", "regression"}
+    task : {"classification", "multi-label classification", "regression"}
         What the targets are.
     """
     centre = np.average(features, axis=0, weights=weights)
@@ -48,13 +54,17 @@ def closed_form(
     outputs = (
         np.eye(int(targets.max()) + 1)[targets]
         if task == "classification"
-        else targets[:, None]
+        else targets.reshape(len(targets), -1)
     )
     ridge = Ridge(_START_ALPHA).fit(
         (features - centre) / scale, outputs, sample_weight=weights
     )
     coef = np.reshape(ridge.coef_, (outputs.shape[1], -1))
-    return Start(centre, scale, coef, np.reshape(ridge.intercept_, -1))
+    intercept = np.reshape(ridge.intercept_, -1)
+    if task == "multi-label classification":
+        share = (intercept * len(features) + 0.5) / (len(features) + 1)
+        coef, intercept = coef / (share * (1 - share))[:, None], logit(share)
+    return Start(centre, scale, coef, intercept)
 
 
 def feature_scale(features: np.ndarray, weights: np.ndarray) -> float:
@@ -62,6 +72,64 @@ def feature_scale(features: np.ndarray, weights: np.ndarray) -> float:
     centre = np.average(features, axis=0, weights=weights)
     square = np.average(np.square(features - centre).sum(axis=1), weights=weights)
     return float(np.sqrt(square)) or 1.0
+
+
+class LabelwiseLogisticRegression(ClassifierMixin, BaseEstimator):
+    """Logistic regressions, one a label, as one linear model.
+
+    A label that all training rows have, or none, gets no coefficients and as intercept
+    the log odds of its share, with half a row added on either side.
+
+    Parameters
+    ----------
+    C : float, default=1.0
+        Inverse strength of the penalty on the coefficients, the same for each label.
+    max_iter : int, default=1000
+        Steps of the solver at most.
+
+    Attributes
+    ----------
+    coef_ : ndarray of shape (n_labels, dim)
+        Coefficients.
+    intercept_ : ndarray of shape (n_labels,)
+        Intercepts.
+    classes_ : ndarray of shape (n_labels,)
+        Numbers of the labels.
+    """
+
+    def __init__(self, C: float = 1.0, max_iter: int = 1000) -> None:
+        self.C = C
+        self.max_iter = max_iter
+
+    def fit(self, X, y, sample_weight=None):
+        """Fit to indicators `y` of shape (n_samples, n_labels)."""
+        weights = np.ones(len(X)) if sample_weight is None else sample_weight
+        fits = [self._fit_label(X, label, weights) for label in np.transpose(y)]
+        self.coef_, self.intercept_ = map(np.stack, zip(*fits, strict=True))
+        self.classes_ = np.arange(len(fits))
+        self.n_features_in_ = X.shape[1]
+        return self
+
+    def _fit_label(self, X, y, weights):
+        """Coefficients and intercept of one label."""
+        if (y == y[0]).all():
+            return np.zeros(X.shape[1]), logit((y.sum() + 0.5) / (len(y) + 1))
+        fitted = LogisticRegression(C=self.C, max_iter=self.max_iter)
+        fitted.fit(X, y, sample_weight=weights)
+        return fitted.coef_[0], fitted.intercept_[0]
+
+    def decision_function(self, X):
+        """Log odds, of shape (n_samples, n_labels)."""
+        check_is_fitted(self)
+        return X @ self.coef_.T + self.intercept_
+
+    def predict_proba(self, X):
+        """Probability of each label, of shape (n_samples, n_labels)."""
+        return expit(self.decision_function(X))
+
+    def predict(self, X):
+        """Indicators of the labels, of shape (n_samples, n_labels)."""
+        return (self.decision_function(X) > 0).astype(np.int64)
 
 
 def default_head(
@@ -79,26 +147,33 @@ def default_head(
     ----------
     features : ndarray of shape (n_samples, dim)
         Adapted features: only their scale is used.
-    y : ndarray of shape (n_samples,)
+    y : ndarray of shape (n_samples,) or (n_samples, n_outputs)
         Targets.
     weights : ndarray of shape (n_samples,)
         Row weights.
     frozen : ndarray of shape (n_samples, dim) or None
-        Features before training, on which the penalty of a regressor is chosen; without
-        them it is fixed.
-    task : {"classification", "regression"}
+        Features before training, on which the penalty of a regressor is chosen, for each
+        output by itself; without them it is fixed.
+    task : {"classification", "multi-label classification", "regression"}
         What the targets are.
     """
     scale = feature_scale(features, weights)
     unit = weights.mean()  # of weights: the penalty must not depend on it
-    if task == "classification":
-        return LogisticRegression(C=_C / scale**2 / unit, max_iter=1000)
+    if task in _CLASSIFIERS:
+        return _CLASSIFIERS[task](C=_C / scale**2 / unit, max_iter=1000)
     if len(y) < 3 or frozen is None:
         return Ridge(alpha=scale**2 * unit)
     frozen_scale = feature_scale(frozen, weights)
-    chosen = RidgeCV(_ALPHAS * len(y))
+    chosen = RidgeCV(_ALPHAS * len(y), alpha_per_target=y.ndim == 2)
     chosen.fit(frozen / frozen_scale, y, sample_weight=weights / unit)
-    return Ridge(alpha=float(chosen.alpha_) * scale**2 * unit)
+    alpha = chosen.alpha_ if y.ndim == 2 else float(chosen.alpha_)
+    return Ridge(alpha=alpha * scale**2 * unit)
+
+
+_CLASSIFIERS = {
+    "classification": LogisticRegression,
+    "multi-label classification": LabelwiseLogisticRegression,
+}
 
 
 def weight_argument(head) -> str:
@@ -140,15 +215,48 @@ def fit_head(
     Raises
     ------
     ValueError
-        If the head takes no weights but has to.
+        If the head takes no weights but has to, or not several targets.
     """
-    if not weighted:
-        return clone(head).fit(features, y)
-    return clone(head).fit(features, y, **{weight_argument(head): weights})
+    given = {weight_argument(head): weights} if weighted else {}
+    try:
+        return clone(head).fit(features, y, **given)
+    except ValueError as error:
+        if y.ndim == 1:
+            raise
+        raise ValueError(
+            f"head={head!r} could not be fitted to targets of shape {y.shape} ({error}). A "
+            "head for several targets is expected; OneVsRestClassifier and "
+            "MultiOutputRegressor make one of any other."
+        ) from error
+
+
+def ask(head, method: str, features: np.ndarray) -> np.ndarray:
+    """Output of one method of a fitted head, as one array."""
+    return one_array(getattr(head, method)(features), getattr(head, "classes_", None))
+
+
+def one_array(outputs, classes) -> np.ndarray:
+    """Turn outputs that may be a list, with an array a label, into one array.
+
+    Forests and neighbours give a list of the probabilities of 0 and 1 for each label, or
+    of only one of them where the training rows had no other. Of that comes the probability
+    of 1, of shape (n_samples, n_labels).
+
+    Parameters
+    ----------
+    outputs : ndarray, or list of ndarray of shape (n_samples, n_values)
+        What a method of a head has given.
+    classes : list of ndarray of shape (n_values,)
+        The values of each label; of no use where outputs are one array.
+    """
+    if not isinstance(outputs, list):
+        return outputs
+    pairs = zip(outputs, classes, strict=True)
+    return np.stack([p @ np.equal(values, 1) for p, values in pairs], axis=1)
 
 
 def logits(head: LogisticRegression, features: np.ndarray) -> np.ndarray:
-    """Logarithms of the odds of each class, of shape (n_samples, n_classes)."""
+    """Log odds of each class or label, of shape (n_samples, n_outputs)."""
     scores = head.decision_function(features)
     return np.stack([-scores / 2, scores / 2], axis=1) if scores.ndim == 1 else scores
 

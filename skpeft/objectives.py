@@ -21,7 +21,7 @@ class Objective(BaseEstimator):
     attributes, and add a line to `OBJECTIVES`.
     """
 
-    #: "classification" or "regression".
+    #: "classification", "multi-label classification" or "regression".
     task: ClassVar[str]
     #: Whether `value` gets raw predictions of a jointly trained linear layer instead of
     #: features.
@@ -39,8 +39,8 @@ class Objective(BaseEstimator):
         ----------
         outputs : Tensor of shape (batch, dim) or (batch, n_outputs)
             Features, or raw predictions where `needs_predictions`.
-        targets : Tensor of shape (batch,)
-            Class indices (int64), or standardised numbers.
+        targets : Tensor of shape (batch,) or (batch, n_outputs)
+            Class indices (int64), indicators of labels, or standardised numbers.
 
         Returns
         -------
@@ -115,12 +115,55 @@ class Contrastive(Objective):
         lowest = torch.finfo(unit.dtype).min  # finite, for a batch of a single row
         temperature = self.temperature
         if temperature is None:
-            temperature = 0.2 * min(1.0, (6 / len(targets.unique())) ** 0.5)
+            temperature = 0.2 * min(1.0, (6 / self._n_classes(targets)) ** 0.5)
         similarity = (unit @ unit.T / temperature).masked_fill(itself, lowest)
         log_share = similarity - similarity.logsumexp(dim=1, keepdim=True)
-        positive = (targets[:, None] == targets[None, :]) & ~itself
-        total = torch.where(positive, -log_share, 0.0).sum(dim=1)
-        return total / positive.sum(dim=1).clamp(min=1)
+        overlap = self._overlap(targets).to(unit.dtype).masked_fill(itself, 0.0)
+        total = torch.where(overlap > 0, -overlap * log_share, 0.0).sum(dim=1)
+        return total / overlap.sum(dim=1).clamp(min=torch.finfo(unit.dtype).tiny)
+
+    def _overlap(self, targets: Tensor) -> Tensor:
+        """How much each row is to be drawn to each other, of shape (batch, batch)."""
+        return targets[:, None] == targets[None, :]
+
+    def _n_classes(self, targets: Tensor) -> int:
+        """Number of classes in a batch."""
+        return len(targets.unique())
+
+
+class LabelContrastive(Contrastive):
+    r"""Supervised contrastive loss of rows that share labels, inside the batch.
+
+    As `Contrastive`, but each other row counts by its overlap with row :math:`i`: the
+    number of labels that both have, divided by the number of labels that one of them has. The
+    value is the mean with these weights, and 0 where nothing overlaps. With one label a
+    row it equals `Contrastive`.
+
+    Parameters
+    ----------
+    temperature : float or None, default=None
+        As for `Contrastive`; None counts the labels in a batch.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from skpeft.objectives import LabelContrastive
+    >>> features = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
+    >>> labels = torch.tensor([[1.0, 1.0], [1.0, 0.0], [0.0, 0.0]])
+    >>> LabelContrastive(temperature=1.0).value(features, labels)
+    tensor([0.3133, 0.3133, 0.0000])
+    """
+
+    task = "multi-label classification"
+    balanced_batches = False
+
+    def _overlap(self, targets: Tensor) -> Tensor:
+        both, n_labels = targets @ targets.T, targets.sum(dim=1)
+        either = n_labels[:, None] + n_labels[None, :] - both
+        return both / either.clamp(min=1)
+
+    def _n_classes(self, targets: Tensor) -> int:
+        return max(1, int(targets.any(dim=0).sum()))
 
 
 class CrossEntropy(Objective):
@@ -144,11 +187,35 @@ class CrossEntropy(Objective):
         return nn.functional.cross_entropy(outputs, targets, reduction="none")
 
 
+class BinaryCrossEntropy(Objective):
+    """Cross-entropy of each label of a linear layer trained jointly with the adapters.
+
+    The value of a row is the sum over labels. The layer starts from the closed-form
+    probe on the frozen features.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from skpeft.objectives import BinaryCrossEntropy
+    >>> BinaryCrossEntropy().value(torch.zeros(1, 2), torch.tensor([[1.0, 0.0]]))
+    tensor([1.3863])
+    """
+
+    task = "multi-label classification"
+    needs_predictions = True
+
+    def value(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Loss of each row, of shape (batch,)."""
+        return nn.functional.binary_cross_entropy_with_logits(
+            outputs, targets, reduction="none"
+        ).sum(dim=1)
+
+
 class SquaredError(Objective):
     """Half the squared error of a linear layer trained jointly with the adapters.
 
-    Targets are standardised. The layer starts from ridge regression on the frozen
-    features.
+    Targets are standardised, and of several numbers the mean is taken. The layer starts
+    from ridge regression on the frozen features.
 
     Examples
     --------
@@ -163,7 +230,7 @@ class SquaredError(Objective):
 
     def value(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Loss of each row, of shape (batch,)."""
-        return 0.5 * (outputs.squeeze(1) - targets).square()
+        return 0.5 * (outputs - targets.view_as(outputs)).square().mean(dim=1)
 
 
 class Huber(Objective):
@@ -199,13 +266,18 @@ class Huber(Objective):
     def value(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Loss of each row, of shape (batch,)."""
         return nn.functional.huber_loss(
-            outputs.squeeze(1), targets, reduction="none", delta=float(self.delta)
-        )
+            outputs,
+            targets.view_as(outputs),
+            reduction="none",
+            delta=float(self.delta),
+        ).mean(dim=1)
 
 
 OBJECTIVES = {
     "contrastive": Contrastive,
+    "label_contrastive": LabelContrastive,
     "cross_entropy": CrossEntropy,
+    "binary_cross_entropy": BinaryCrossEntropy,
     "squared_error": SquaredError,
     "huber": Huber,
 }
@@ -213,15 +285,19 @@ OBJECTIVES = {
 _AUTO = {
     ("classification", False): "contrastive",
     ("classification", True): "cross_entropy",
+    ("multi-label classification", False): "label_contrastive",
+    ("multi-label classification", True): "binary_cross_entropy",
     ("regression", False): "squared_error",
     ("regression", True): "squared_error",
 }
 
 __all__ = [
     "OBJECTIVES",
+    "BinaryCrossEntropy",
     "Contrastive",
     "CrossEntropy",
     "Huber",
+    "LabelContrastive",
     "Objective",
     "SquaredError",
     "resolve_objective",
@@ -237,8 +313,8 @@ def resolve_objective(
     ----------
     objective : str or Objective
         "auto", a name in `OBJECTIVES`, or a spec.
-    task : {"classification", "regression"}
-        What the estimator does.
+    task : {"classification", "multi-label classification", "regression"}
+        What the targets are.
     pairs : bool, default=False
         Whether samples are pairs of texts. Classes of these lie in how two texts relate,
         and "auto" does not draw the texts of a class together then.
@@ -274,8 +350,8 @@ def resolve_objective(
         )
     if objective.task != task:
         raise ValueError(
-            f"{objective!r} is an objective for {objective.task}, but the estimator does "
-            f"{task}. Names for {task}: {['auto', *fitting]}."
+            f"{objective!r} is an objective for {objective.task}, but y asks for {task}. "
+            f"Names for {task}: {['auto', *fitting]}."
         )
     spec = clone(objective)
     spec.validate()

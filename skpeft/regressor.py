@@ -1,19 +1,23 @@
 """The regressor."""
 
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import numpy as np
 from sklearn.base import RegressorMixin
 from sklearn.utils.validation import check_array, column_or_1d
 
 from skpeft._base import BaseAdapterEstimator
+from skpeft._data import n_columns
 
 
-class NumberTarget(NamedTuple):
-    """Numbers as training sees them: standardised."""
+@dataclass(frozen=True)
+class NumberTarget:
+    """Numbers as training sees them: standardised, each column by itself."""
 
-    mean: float
-    scale: float
+    mean: Any
+    scale: Any
+    task: ClassVar[str] = "regression"
 
     @property
     def attributes(self) -> dict:
@@ -27,6 +31,8 @@ class NumberTarget(NamedTuple):
 
 class AdapterRegressor(RegressorMixin, BaseAdapterEstimator):
     """Regressor of texts that adapts a frozen encoder.
+
+    It learns one number a text, or several with one encoder pass, a column each.
 
     Small adapters inside a frozen transformer are trained on the labelled rows; then a
     scikit-learn regressor, the head, is fitted on the adapted features. The encoder
@@ -54,8 +60,8 @@ class AdapterRegressor(RegressorMixin, BaseAdapterEstimator):
     objective : {"auto", "squared_error", "huber"} or Objective, default="auto"
         What adapters are trained for; "auto" is "squared_error".
     head : regressor or None, default=None
-        Fitted on adapted features at the end. None: a ridge regression whose penalty is
-        chosen on frozen features.
+        Fitted on adapted features at the end. None: a ridge regression whose penalty, one
+        for each number, is chosen on frozen features.
     max_epochs : int or None, default=None
         Passes over the training rows. None: more for few rows, fewer for many.
     batch_size : int or None, default=None
@@ -194,9 +200,12 @@ class AdapterRegressor(RegressorMixin, BaseAdapterEstimator):
             raise ValueError(
                 "AdapterRegressor requires y to be passed, but the target y is None."
             )
-        y = column_or_1d(y, warn=True)
+        if n_columns(y) == 1:
+            y = column_or_1d(y, warn=True)
         try:
-            return check_array(y, ensure_2d=False, dtype=np.float64, input_name="y")
+            return check_array(
+                y, ensure_2d=False, dtype=np.float64, order="C", input_name="y"
+            )
         except ValueError as error:
             if "could not convert" not in str(error):
                 raise
@@ -205,5 +214,13 @@ class AdapterRegressor(RegressorMixin, BaseAdapterEstimator):
                 "labels use AdapterClassifier."
             ) from error
 
-    def _learn_target(self, y):
-        return NumberTarget(float(np.mean(y)), float(np.std(y)) or 1.0)
+    def _learn_target(self, y, names=None):
+        scale = np.std(y, axis=0)
+        # By rounding, the deviation of a constant need not be 0.
+        varies = (np.ptp(y, axis=0) > 0) & (scale > 0)
+        return NumberTarget(np.mean(y, axis=0), np.where(varies, scale, 1.0))
+
+    def __sklearn_tags__(self):
+        tags = super().__sklearn_tags__()
+        tags.target_tags.multi_output = True
+        return tags

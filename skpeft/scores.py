@@ -1,5 +1,6 @@
 """Scores of an estimator as features of another one, out of fold where rows were seen."""
 
+from collections.abc import Iterable
 from typing import ClassVar
 
 import numpy as np
@@ -7,7 +8,9 @@ from sklearn.base import BaseEstimator, TransformerMixin, clone, is_classifier
 from sklearn.model_selection import KFold, StratifiedKFold, cross_val_predict
 from sklearn.utils.validation import check_is_fitted
 
+from skpeft._data import n_columns
 from skpeft._validation import HasMethods, Integral
+from skpeft.heads import ask, one_array
 
 
 class AdapterScores(TransformerMixin, BaseEstimator):
@@ -25,7 +28,7 @@ class AdapterScores(TransformerMixin, BaseEstimator):
         Classifier with `predict_proba`, or regressor; it is cloned.
     cv : int, cross-validation generator or iterable, default=5
         How `fit_transform` splits the rows; an int is the number of folds, stratified
-        for classifiers.
+        by class where there is one a row.
     shuffle : bool, default=True
         Whether rows are shuffled before they go into folds, where `cv` is an int.
     random_state : int, RandomState or None, default=None
@@ -73,7 +76,7 @@ class AdapterScores(TransformerMixin, BaseEstimator):
         ----------
         X : sequence of samples
             As the estimator takes it.
-        y : array-like of shape (n_samples,)
+        y : array-like of shape (n_samples,) or (n_samples, n_outputs)
             Targets.
 
         Returns
@@ -88,6 +91,7 @@ class AdapterScores(TransformerMixin, BaseEstimator):
                 "the features. Use a classifier, or a head, that has it."
             )
         self.estimator_ = clone(self.estimator).fit(X, y)
+        self._n_targets = n_columns(y)
         return self
 
     def transform(self, X):
@@ -100,11 +104,11 @@ class AdapterScores(TransformerMixin, BaseEstimator):
 
         Returns
         -------
-        ndarray of shape (n_samples, n_classes) or (n_samples, 1)
-            Probabilities in the order of the classes, or predictions.
+        ndarray of shape (n_samples, n_classes) or (n_samples, n_outputs)
+            Probabilities in the order of the classes or labels, or predictions.
         """
         check_is_fitted(self)
-        return _as_columns(getattr(self.estimator_, self._method)(X))
+        return _as_columns(ask(self.estimator_, self._method, X))
 
     def fit_transform(self, X, y):
         """Fit on all rows, and give each row's scores out of fold.
@@ -113,27 +117,30 @@ class AdapterScores(TransformerMixin, BaseEstimator):
         ----------
         X : sequence of samples
             As the estimator takes it.
-        y : array-like of shape (n_samples,)
+        y : array-like of shape (n_samples,) or (n_samples, n_outputs)
             Targets.
 
         Returns
         -------
-        ndarray of shape (n_samples, n_classes) or (n_samples, 1)
-            Probabilities in the order of the classes, or predictions.
+        ndarray of shape (n_samples, n_classes) or (n_samples, n_outputs)
+            Probabilities in the order of the classes or labels, or predictions.
         """
         self.fit(X, y)
         cv = self.cv
         if isinstance(cv, Integral):
-            kind = StratifiedKFold if is_classifier(self.estimator) else KFold
+            by_class = is_classifier(self.estimator) and self._n_targets == 1
+            kind = StratifiedKFold if by_class else KFold
             state = self.random_state if self.shuffle else None
             cv = kind(cv, shuffle=self.shuffle, random_state=state)
         scores = cross_val_predict(
             self.estimator, X, y, cv=cv, n_jobs=self.n_jobs, method=self._method
         )
-        return _as_columns(scores)
+        return _as_columns(
+            one_array(scores, getattr(self.estimator_, "classes_", None))
+        )
 
     def get_feature_names_out(self, input_features=None):
-        """Names of the columns: of the classes, or of the prediction.
+        """Names of the columns: of the classes or labels, or of the predictions.
 
         Parameters
         ----------
@@ -146,11 +153,13 @@ class AdapterScores(TransformerMixin, BaseEstimator):
             One name a column.
         """
         check_is_fitted(self)
-        ends = (
-            self.estimator_.classes_
-            if is_classifier(self.estimator_)
-            else ["prediction"]
+        n = self._n_targets
+        ends: Iterable = (
+            ["prediction"] if n == 1 else map("prediction{}".format, range(n))
         )
+        if is_classifier(self.estimator_):
+            classes = self.estimator_.classes_
+            ends = range(n) if isinstance(classes, list) else classes
         return np.array([f"adapterscores_{end}" for end in ends], dtype=object)
 
     @property

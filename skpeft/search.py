@@ -101,7 +101,7 @@ class BaseAdapterCV:
         self._check_input(X, y, sample_weight)
         X, y, groups = indexable(X, y, groups)
         cv = check_cv(self.cv, y, classifier=self._task == "classification")
-        folds = list(cv.split(np.zeros(len(y)), y, groups))
+        folds = list(cv.split(np.zeros(len(X)), y, groups))
         scorer = check_scoring(model, self.scoring)
         results = self._race(candidates, X, y, sample_weight, folds, scorer)
         self._forget()

@@ -14,12 +14,16 @@ from importlib.util import find_spec
 from warnings import catch_warnings, simplefilter
 
 import numpy as np
+import scipy.sparse
 from sklearn.base import clone, is_classifier
 from sklearn.exceptions import NotFittedError
+from sklearn.utils import get_tags
 from sklearn.utils.validation import check_is_fitted
 
 __all__ = [
     "CLASSIFIER_CHECKS",
+    "MULTI_LABEL_CHECKS",
+    "MULTI_OUTPUT_CHECKS",
     "PANDAS_CHECKS",
     "POLARS_CHECKS",
     "TEXT_CHECKS",
@@ -38,6 +42,10 @@ _THINGS = (
 _TEXTS = [f"{word} {thing}" for thing in _THINGS for word in ("good", "bad")]
 _PAIRS = list(zip(_TEXTS, reversed(_TEXTS), strict=True))
 _GOOD = np.array([text.startswith("good") for text in _TEXTS])
+# Of three labels, the last of which no row has; some rows have none.
+_LABELS = np.stack([_GOOD, np.arange(12) % 3 == 0, np.zeros(12)], axis=1).astype(int)
+# Of two numbers, and a third that is the same in all rows.
+_NUMBERS = np.stack([_GOOD * 3.0, np.arange(12) % 4 / 10, np.full(12, 0.1)], axis=1)
 _COLUMNS = ["title", "body"]
 _METHODS = ("predict", "predict_proba", "decision_function", "transform")
 _TOLERANCE = 1e-5  # of invariances in float32, relative to the largest output
@@ -86,8 +94,10 @@ def check_text_estimator(estimator):
 def text_checks(estimator) -> list[Callable]:
     """List the checks that apply to an estimator.
 
-    `TEXT_CHECKS` are for all, `CLASSIFIER_CHECKS` for classifiers, `PANDAS_CHECKS` and
-    `POLARS_CHECKS` for places where these libraries are installed.
+    `TEXT_CHECKS` are for all, `CLASSIFIER_CHECKS` for classifiers, `MULTI_LABEL_CHECKS`
+    for those with the tag `multi_label`, `MULTI_OUTPUT_CHECKS` for regressors with the tag
+    `multi_output`, `PANDAS_CHECKS` and `POLARS_CHECKS` for places where these libraries are
+    installed.
 
     Parameters
     ----------
@@ -120,8 +130,13 @@ def text_checks(estimator) -> list[Callable]:
         checks += PANDAS_CHECKS
     if find_spec("polars"):
         checks += POLARS_CHECKS
+    tags = get_tags(estimator)
     if is_classifier(estimator):
         checks += CLASSIFIER_CHECKS
+        if tags.classifier_tags.multi_label:
+            checks += MULTI_LABEL_CHECKS
+    elif tags.target_tags.multi_output:
+        checks += MULTI_OUTPUT_CHECKS
     return checks
 
 
@@ -424,6 +439,9 @@ def check_input_that_is_no_text(estimator):
 def check_targets_that_do_not_fit(estimator):
     """A target of None, of another length, or with NaN is refused before fitting."""
     y = _target(estimator)
+    n = len(y)
+    several = get_tags(estimator).target_tags.multi_output
+    table = [[a, a] for a in y]
     gap = np.array([np.nan, *np.arange(len(y) - 1.0) % 2])
     for given, wrong, names in (
         ("y=None", None, r"\by\b|None|target"),
@@ -431,7 +449,8 @@ def check_targets_that_do_not_fit(estimator):
         ("a y that is longer than X", [*y, y[0]], r"inconsistent|length|samples"),
         ("a y with NaN in it", gap, r"NaN|nan|missing"),
         ("a y with None in it", [None, *y[1:]], r"NaN|nan|None|missing|label"),
-        ("a y of two columns", [[a, a] for a in y], r"1d|column|shape|dim|multi"),
+        ("a y of three axes", np.zeros((n, 2, 2)), r"1d|column|shape|dim|multi"),
+        *([] if several else [("a y of two columns", table, "1d|column|shape|multi")]),
     ):
         new = _seeded_clone(estimator)
         action = lambda new=new, wrong=wrong: new.fit(list(_TEXTS), wrong)
@@ -506,6 +525,109 @@ def _check_probabilities(fitted, probabilities, predicted):
         )
 
 
+# Several labels, or several numbers, a row ---------------------------------------------
+
+
+def check_several_labels(estimator):
+    """A label is predicted where its probability is above a half, its score above 0."""
+    outputs = _outputs(_fit(estimator, y=_LABELS, given="several labels"), _TEXTS)
+    for method in {*outputs} - {"transform"}:
+        found = outputs[method].shape
+        assert found == _LABELS.shape, (
+            f"{method} gave shape {found} for {_LABELS.shape[1]} labels; expected "
+            f"{_LABELS.shape}, in one array."
+        )
+    predicted = outputs["predict"]
+    assert predicted.dtype.kind == "i", (
+        f"predict gave dtype {predicted.dtype} for several labels; expected int."
+    )
+    for method, middle in (("predict_proba", 0.5), ("decision_function", 0.0)):
+        if method in outputs:
+            assert ((outputs[method] > middle) == predicted).all(), (
+                f"predict and {method} disagree for several labels."
+            )
+    if "predict_proba" in outputs:
+        assert (
+            (outputs["predict_proba"] >= 0) & (outputs["predict_proba"] <= 1)
+        ).all(), "predict_proba gave a number outside of 0 and 1 for several labels."
+
+
+def check_containers_of_labels(estimator):
+    """Indicators of labels may be a list, an array, sparse or a frame with names."""
+    fitted = _fit(estimator, y=_LABELS, given="several labels")
+    expected = _outputs(fitted, _TEXTS)
+    _must_have_classes(fitted, [0, 1, 2], "an array of three labels")
+    names = ["good", "third", "none"]
+    containers = {
+        "a list of lists": _LABELS.tolist(),
+        "an array of bool": _LABELS == 1,
+        "an array of floats": _LABELS.astype(float),
+        "a sparse matrix": scipy.sparse.csr_matrix(_LABELS),
+        "a sparse array": scipy.sparse.csc_array(_LABELS),
+        **_frames(_LABELS, names),
+    }
+    for given, y in containers.items():
+        fitted = _fit(estimator, y=y, given=f"a list, with labels in {given},")
+        if "frame" in given:
+            _must_have_classes(fitted, names, f"labels in {given}")
+        _must_be_equal(_outputs(fitted, _TEXTS), expected, f"labels in {given}")
+
+
+def check_indicators_that_do_not_fit(estimator):
+    """Columns that hold something else than 0 and 1 are refused before fitting."""
+    for given, entry in (("2", 2), ("-1", -1), ("NaN", np.nan), ("a word", "good")):
+        wrong = _LABELS.astype(object)
+        wrong[4, 1] = entry
+        new = _seeded_clone(estimator)
+        action = lambda new=new, wrong=wrong: new.fit(list(_TEXTS), wrong.tolist())
+        _must_refuse(
+            action, f"fit with columns with {given} in them", "label|multi|NaN"
+        )
+        _must_be_unfitted(new, f"fit with columns with {given} in them")
+
+
+def check_several_numbers(estimator):
+    """Several numbers a row come back in their columns, a constant one as it was."""
+    containers = {
+        "an array": _NUMBERS,
+        "a list of lists": _NUMBERS.tolist(),
+        **_frames(_NUMBERS, ["a", "b", "c"]),
+    }
+    expected = None
+    for given, y in containers.items():
+        fitted = _fit(estimator, y=y, given=f"a list, with numbers in {given},")
+        outputs = _outputs(fitted, _TEXTS)
+        expected = expected or outputs
+        _must_be_equal(outputs, expected, f"numbers in {given}")
+    found = expected["predict"]
+    assert found.shape == _NUMBERS.shape, (
+        f"predict gave shape {found.shape} for {_NUMBERS.shape[1]} numbers; expected "
+        f"{_NUMBERS.shape}."
+    )
+    gap = np.abs(found - _NUMBERS)
+    assert gap[:, 2].max() < 1e-3, (
+        "A number that is constant is not predicted as it was."
+    )
+    assert get_tags(estimator).regressor_tags.poor_score or gap[:, 0].mean() < 1.5, (
+        "The number that the first word decides is predicted no better than its mean."
+    )
+
+
+def _frames(array, names):
+    """The array in the frames of the libraries that are installed."""
+    frames = {}
+    if find_spec("pandas"):
+        import pandas as pd
+
+        index = np.roll(np.arange(len(array)), 3)
+        frames["a pandas frame"] = pd.DataFrame(array, columns=names, index=index)
+    if find_spec("polars"):
+        import polars as pl
+
+        frames["a polars frame"] = pl.DataFrame(array, schema=names)
+    return frames
+
+
 #: Checks of every text estimator.
 TEXT_CHECKS = (
     check_fit_returns_self,
@@ -535,6 +657,14 @@ CLASSIFIER_CHECKS = (
     check_labels_come_back_as_given,
     check_decisions_agree,
 )
+#: Checks of classifiers that take several labels a row.
+MULTI_LABEL_CHECKS = (
+    check_several_labels,
+    check_containers_of_labels,
+    check_indicators_that_do_not_fit,
+)
+#: Checks of regressors that take several numbers a row.
+MULTI_OUTPUT_CHECKS = (check_several_numbers,)
 
 
 # How the checks work ------------------------------------------------------------------

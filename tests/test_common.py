@@ -4,6 +4,7 @@ import inspect
 
 import pytest
 from sklearn.utils.estimator_checks import (
+    check_classifier_multioutput,
     check_param_validation,
     estimator_checks_generator,
     parametrize_with_checks,
@@ -49,6 +50,17 @@ def test_estimator_on_numeric_rows_runs_the_whole_list(estimator):
     assert len(names) > 50
     assert "check_fit2d_1sample" in names
     assert WEIGHTS in names
+    expected = {
+        AdapterClassifier: "check_classifiers_multilabel_representation_invariance",
+        AdapterRegressor: "check_regressor_multioutput",
+    }
+    assert expected[type(estimator)] in names
+
+
+def test_classifier_passes_the_check_of_estimators_with_several_outputs():
+    # Not in the list without the tag `multi_output`, which stands for several classes in
+    # each column; the check itself gives labels.
+    check_classifier_multioutput("AdapterClassifier", ESTIMATORS[0])
 
 
 @pytest.mark.parametrize("estimator", ESTIMATORS, ids=lambda e: type(e).__name__)

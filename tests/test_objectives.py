@@ -10,9 +10,11 @@ from sklearn.metrics import log_loss, mean_squared_error
 
 from skpeft.objectives import (
     OBJECTIVES,
+    BinaryCrossEntropy,
     Contrastive,
     CrossEntropy,
     Huber,
+    LabelContrastive,
     Objective,
     SquaredError,
     resolve_objective,
@@ -20,12 +22,23 @@ from skpeft.objectives import (
 
 N_ROWS, DIM, N_CLASSES = 9, 5, 3
 CLASSES = torch.tensor([0, 1, 1, 2, 0, 1, 2, 2, 0])
+# Of three labels each row; one row has none, and one has what no other has.
+LABELS = torch.tensor(
+    [
+        *([1, 0, 0], [1, 1, 0], [0, 1, 0], [0, 0, 0], [1, 1, 0], [1, 0, 0]),
+        *([0, 1, 0], [0, 0, 1], [1, 1, 0]),
+    ],
+    dtype=torch.float64,
+)
 
 # One row a new objective.
 TABLE = [
     Contrastive(),
     Contrastive(temperature=0.7),
+    LabelContrastive(),
+    LabelContrastive(temperature=0.7),
     CrossEntropy(),
+    BinaryCrossEntropy(),
     SquaredError(),
     Huber(),
     Huber(delta=0.3),
@@ -41,6 +54,9 @@ def outputs_and_targets(objective, n_rows=N_ROWS):
     """Outputs that need a gradient, and targets, as the training step gives them."""
     if objective.task == "regression":
         outputs, targets = normal(n_rows, 1), normal(n_rows, seed=1)
+    elif objective.task == "multi-label classification":
+        width = N_CLASSES if objective.needs_predictions else DIM
+        outputs, targets = normal(n_rows, width), LABELS[:n_rows]
     else:
         width = N_CLASSES if objective.needs_predictions else DIM
         outputs, targets = normal(n_rows, width), CLASSES[:n_rows]
@@ -163,6 +179,50 @@ def test_cross_entropy_equals_log_loss():
     assert values.mean() == pytest.approx(log_loss(targets, probabilities))
 
 
+@pytest.mark.parametrize("temperature", [None, 0.1, 1.0])
+def test_label_contrastive_with_one_label_a_row_is_contrastive(temperature):
+    features = normal(N_ROWS, DIM)
+    one_hot = torch.nn.functional.one_hot(CLASSES).to(torch.float64)
+    torch.testing.assert_close(
+        LabelContrastive(temperature).value(features, one_hot),
+        Contrastive(temperature).value(features, CLASSES),
+    )
+
+
+def test_label_contrastive_equals_the_double_loop_over_sets():
+    features = normal(N_ROWS, DIM)
+    unit = [[x / math.hypot(*row) for x in row] for row in features.tolist()]
+    alike = lambda i, j: sum(map(math.prod, zip(unit[i], unit[j], strict=True))) / 0.3
+    sets = [{k for k in range(3) if row[k]} for row in LABELS.tolist()]
+    expected = []
+    for i, own in enumerate(sets):
+        others = [a for a in range(N_ROWS) if a != i]
+        total = math.log(sum(math.exp(alike(i, a)) for a in others))
+        shares = [len(own & sets[a]) / max(1, len(own | sets[a])) for a in others]
+        terms = [s * (total - alike(i, a)) for s, a in zip(shares, others, strict=True)]
+        expected.append(sum(terms) / sum(shares) if any(shares) else 0.0)
+    found = LabelContrastive(0.3).value(features, LABELS)
+    np.testing.assert_allclose(found.numpy(), expected, rtol=1e-10)
+    assert found[[3, 7]].tolist() == [0.0, 0.0]
+
+
+def test_binary_cross_entropy_is_the_log_loss_of_sklearn_summed_over_labels():
+    outputs, targets = outputs_and_targets(BinaryCrossEntropy())
+    found = BinaryCrossEntropy().value(outputs, targets).mean().item()
+    shares = torch.sigmoid(outputs).detach().numpy()
+    columns = zip(targets.numpy().T, shares.T, strict=True)
+    assert found == pytest.approx(sum(log_loss(y, p) for y, p in columns))
+
+
+@pytest.mark.parametrize("objective", [SquaredError(), Huber(), Huber(0.3)], ids=str)
+def test_value_of_several_numbers_is_the_mean_of_their_values(objective):
+    outputs, targets = normal(N_ROWS, 3), normal(N_ROWS, 3, seed=1)
+    alone = [objective.value(outputs[:, [i]], targets[:, i]) for i in range(3)]
+    torch.testing.assert_close(
+        objective.value(outputs, targets), torch.stack(alone).mean(dim=0)
+    )
+
+
 def test_squared_error_is_half_of_that_of_sklearn():
     outputs, targets = outputs_and_targets(SquaredError())
     values = SquaredError().value(outputs, targets).detach().numpy()
@@ -187,7 +247,12 @@ def test_huber_near_zero_is_the_squared_error():
 
 
 @pytest.mark.parametrize(
-    ("task", "kind"), [("classification", Contrastive), ("regression", SquaredError)]
+    ("task", "kind"),
+    [
+        ("classification", Contrastive),
+        ("multi-label classification", LabelContrastive),
+        ("regression", SquaredError),
+    ],
 )
 def test_resolve_objective_auto_chooses_by_task(task, kind):
     assert type(resolve_objective("auto", task)) is kind
@@ -196,6 +261,8 @@ def test_resolve_objective_auto_chooses_by_task(task, kind):
 def test_resolve_objective_auto_for_pairs_of_texts_does_not_contrast_them():
     assert type(resolve_objective("auto", "classification", pairs=True)) is CrossEntropy
     assert type(resolve_objective("auto", "regression", pairs=True)) is SquaredError
+    several = resolve_objective("auto", "multi-label classification", pairs=True)
+    assert type(several) is BinaryCrossEntropy
 
 
 @pytest.mark.parametrize("n_classes", [2, 6, 24])

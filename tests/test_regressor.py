@@ -333,10 +333,10 @@ def test_fit_that_is_refused_leaves_the_earlier_one(X, y, parameters):
         ([np.inf, *Y[1:]], "Input y contains infinity"),
         ([None, *Y[1:]], "Input y contains NaN"),
         (["good", *Y[1:]], "could not convert|dtype"),
-        (np.stack([Y, Y], axis=1), "1d array"),
+        (np.stack([Y, Y], axis=1)[None], "1d array|dim 3"),
         (Y[:-1], "inconsistent"),
     ],
-    ids=["None", "NaN", "infinity", "None inside", "word", "two columns", "length"],
+    ids=["None", "NaN", "infinity", "None inside", "word", "three axes", "length"],
 )
 def test_target_that_is_no_column_of_numbers_is_refused(y, message):
     reg = make()

@@ -258,6 +258,37 @@ class SwapsDecisions(AdapterClassifier):
         return -super().decision_function(X)
 
 
+class GivesFloats(AdapterClassifier):
+    def predict(self, X):
+        return super().predict(X).astype(float)
+
+
+class ForgetsNamesOfLabels(AdapterClassifier):
+    def fit(self, X, y):
+        return super().fit(X, np.asarray(y) if hasattr(y, "columns") else y)
+
+
+class ReadsFramesBackwards(AdapterClassifier):
+    def fit(self, X, y):
+        return super().fit(X, y[::-1] if hasattr(y, "columns") else y)
+
+
+class TakesAllForIndicators(AdapterClassifier):
+    def fit(self, X, y):
+        return super().fit(X, np.equal(np.array(y, dtype=object), 1).astype(int))
+
+
+class GivesTheFirstNumber(AdapterRegressor):
+    def predict(self, X):
+        return super().predict(X)[:, 0]
+
+
+class GivesTheMean(AdapterRegressor):
+    def predict(self, X):
+        found = super().predict(X)
+        return np.broadcast_to(found.mean(axis=0), found.shape)
+
+
 BROKEN = {
     "check_fit_returns_self": [ReturnsNothing],
     "check_unfitted_estimator_says_so": [UnfittedGivesAttributeError],
@@ -288,6 +319,10 @@ BROKEN = {
     "check_polars_columns": [ForgetsColumnNames, SortsColumns],
     "check_labels_come_back_as_given": [GivesClassNumbers, PrintsLabels],
     "check_decisions_agree": [SwapsProbabilities, SwapsDecisions],
+    "check_several_labels": [SwapsProbabilities, GivesFloats],
+    "check_containers_of_labels": [ForgetsNamesOfLabels, ReadsFramesBackwards],
+    "check_indicators_that_do_not_fit": [TakesAllForIndicators],
+    "check_several_numbers": [GivesTheFirstNumber, GivesTheMean],
 }
 
 
@@ -303,7 +338,8 @@ def test_check_on_estimator_that_breaks_it_fails(name, kind):
 
 
 def test_broken_estimators_cover_every_check():
-    assert set(BROKEN) == {check.__name__ for check in text_checks(ESTIMATORS[0])}
+    checks = [*text_checks(ESTIMATORS[0]), *text_checks(ESTIMATORS[-1])]
+    assert set(BROKEN) == {check.__name__ for check in checks}
 
 
 # The list as a whole ------------------------------------------------------------------
@@ -323,7 +359,11 @@ def test_check_text_estimator_leaves_the_estimator_as_it_was():
 
 def test_text_checks_of_regressor_hold_none_of_labels():
     of_classifier, of_regressor = (set(text_checks(kind("tiny"))) for kind in KINDS)
-    assert of_classifier - of_regressor == set(testing.CLASSIFIER_CHECKS)
+    assert of_classifier - of_regressor == {
+        *testing.CLASSIFIER_CHECKS,
+        *testing.MULTI_LABEL_CHECKS,
+    }
+    assert of_regressor - of_classifier == set(testing.MULTI_OUTPUT_CHECKS)
 
 
 def test_text_checks_without_pandas_and_polars_leave_theirs_out(monkeypatch):
