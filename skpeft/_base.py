@@ -117,7 +117,7 @@ class BaseAdapterEstimator(
     def fit(
         self,
         X,
-        y,
+        y=None,
         sample_weight=None,
         *,
         X_val=None,
@@ -509,8 +509,8 @@ class BaseAdapterEstimator(
         if self.head is not None and weighted:
             weight_argument(self.head)
 
-    def _features(self, X):
-        """Adapted features of new samples."""
+    def _features(self, X, *, frozen=False):
+        """Features of new samples, adapted ones or those of the frozen encoder."""
         from skpeft._data import check_samples
         from skpeft.encoders import resolve_encoder
 
@@ -523,7 +523,7 @@ class BaseAdapterEstimator(
             # The encoder is not where it was at fit: perhaps the parameter was corrected.
             network.relocate(resolve_encoder(self.encoder))
             items = network.prepare(samples)
-        return network.features(items)
+        return (network.frozen() if frozen else network).features(items)
 
     def _ask_head(self, method, X):
         """Output of one method of the head on adapted features."""
@@ -547,6 +547,27 @@ class BaseAdapterEstimator(
             Features on which `head_` works.
         """
         return self._features(X)
+
+    def transform_frozen(self, X):
+        """Embeddings of the encoder without the adapters.
+
+        What a fit with ``adapter=None`` works on, to be compared with `transform`.
+
+        Parameters
+        ----------
+        X : sequence of str, Series, frame or array-like of shape (n_samples, n_features)
+            As in `fit`.
+
+        Returns
+        -------
+        ndarray of shape (n_samples, dim)
+            Features before any adapter.
+
+        See Also
+        --------
+        EmbeddingDisplay : A picture of both.
+        """
+        return self._features(X, frozen=True)
 
     def predict(self, X):
         """Predict targets.

@@ -208,6 +208,18 @@ class AdapterNetwork:
             self.encoder = former
             raise
 
+    def frozen(self) -> "AdapterNetwork":
+        """The same encoder without an adapter, in the same place."""
+        return AdapterNetwork(
+            self.encoder,
+            None,
+            None,
+            n_features=self.n_features,
+            device=self.device,
+            precision=self.precision,
+            seed=self.seed,
+        )
+
     def trainable(self) -> dict[str, nn.Parameter]:
         """Trainable tensors by name."""
         named = self.live.module.named_parameters()
