@@ -1,5 +1,7 @@
 """What classifier and regressor share: constraints, the way through fit, features."""
 
+import sys
+import time
 import warnings
 from contextlib import contextmanager
 from dataclasses import replace
@@ -158,6 +160,7 @@ class BaseAdapterEstimator(
             If the encoder cannot be found.
         """
         self._validate_params()
+        start = time.perf_counter()
         from skpeft.adapters import resolve_adapter
         from skpeft.encoders import resolve_encoder
         from skpeft.objectives import resolve_objective
@@ -177,7 +180,24 @@ class BaseAdapterEstimator(
             plan = self._plan(encoder, adapter, objective, data, target, held_out)
         self._forget()
         self._run(plan, objective, data, target)
+        if self.verbose:
+            sys.stderr.write(f"{self._summary(time.perf_counter() - start)}\n")
         return self
+
+    def _summary(self, seconds):
+        """One line about the fit, which took these seconds."""
+        from skpeft._network import resolve_precision
+
+        device, trained = self._network.live.device, self.n_trainable_params_
+        types = resolve_precision(self.precision, device)
+        total = trained + self.n_frozen_params_
+        best = np.argmax(self.validation_scores_) + 1 if self.validation_scores_ else 0
+        parts = [
+            f"{trained:,} of {total:,} parameters trained ({trained / total:.2%})",
+            f"{self.n_epochs_} epochs" + (f", the best {best}" if best else ""),
+            f"{seconds:.1f} s on {device} in {types[1] or types[0]}",
+        ]
+        return f"{type(self).__name__}: {'; '.join(parts)}".replace("torch.", "")
 
     def _plan(self, encoder, adapter, objective, data, target, held_out):
         """Build the networks and prepare the rows: all that can fail for a wrong input."""

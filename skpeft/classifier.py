@@ -119,7 +119,7 @@ class AdapterClassifier(ClassifierMixin, BaseAdapterEstimator):
     random_state : int, RandomState or None, default=None
         Decides initial values, batches, dropout and splits. Same seed, same result.
     verbose : int, default=0
-        0 is silent; 1 shows a progress bar on stderr.
+        0 is silent; 1 shows a progress bar and a line of summary on stderr.
     callback : callable or None, default=None
         Called after each epoch with a dict with "epoch", "loss" and, with validation
         rows, "validation_score"; returns True to stop.

@@ -90,10 +90,11 @@ def compare_strategies(
     Examples
     --------
     >>> from skpeft import AdapterClassifier, compare_strategies
-    >>> texts = ["cheap flights", "book a flight", "hotel rooms", "a room for two"]
+    >>> texts = ["cheap flights", "book a flight", "hotel rooms", "a room for two"] * 2
+    >>> labels = ["air", "air", "stay", "stay"] * 2
     >>> tiny = AdapterClassifier("tiny", max_epochs=2, random_state=0)
     >>> found = compare_strategies(
-    ...     texts, ["air", "air", "stay", "stay"], [None, "lora"], estimator=tiny, cv=2
+    ...     texts, labels, [None, "lora"], estimator=tiny, cv=2
     ... )
     >>> found.index.tolist()
     ['linear probe', 'lora']
@@ -107,6 +108,10 @@ def compare_strategies(
         numbers = type_of_target(y, input_name="y").startswith("continuous")
         estimator = AdapterRegressor() if numbers else AdapterClassifier()
     models = _models(strategies, estimator)
+    if not (scoring is None or isinstance(scoring, str) or callable(scoring)):
+        raise ValueError(
+            f"scoring={scoring!r} was given; one score is expected, as a name or a callable."
+        )
     splitter = check_cv(cv, y, classifier=is_classifier(estimator))
     splits = list(splitter.split(X, y))
     _warm_up(estimator, X, y, splits[0])

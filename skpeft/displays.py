@@ -28,9 +28,10 @@ _COSTS = {
 
 def _style(i):
     """Colour and marker of the i-th of many."""
+    turn, place = divmod(i, len(_COLORS))
     return {
-        "color": _COLORS[i % len(_COLORS)],
-        "marker": _MARKERS[(i + i // len(_COLORS)) % len(_MARKERS)],
+        "color": _COLORS[place],
+        "marker": _MARKERS[(place + turn) % len(_MARKERS)],
     }
 
 
@@ -407,7 +408,7 @@ class StrategyDisplay:
     >>> texts = ["cheap flights", "book a flight", "hotel rooms", "a room for two"]
     >>> labels = ["air", "air", "stay", "stay"]
     >>> tiny = AdapterClassifier("tiny", max_epochs=2, random_state=0)
-    >>> results = compare_strategies(texts, labels, estimator=tiny, cv=2)
+    >>> results = compare_strategies(texts * 2, labels * 2, estimator=tiny, cv=2)
     >>> StrategyDisplay.from_results(results)
     <...>
     """
