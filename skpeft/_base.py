@@ -390,9 +390,23 @@ class BaseAdapterEstimator(
         """Check X, y and weights, and drop the rows of weight 0."""
         from skpeft._data import Data, check_samples
 
+        if y is None:
+            raise ValueError(
+                f"{type(self).__name__} requires y to be passed, but the target y is None. "
+                "Call fit(X, y) with one target a row."
+            )
         samples = check_samples(self, X, modality, reset=reset)
         y = self._check_y(y)
         check_consistent_length(samples, y)
+        if isinstance(samples[0], tuple) and y.tolist() in map(
+            list, zip(*samples, strict=True)
+        ):
+            warnings.warn(
+                "X is read as pairs of texts, and one text of each pair is the target "
+                "itself. Pass the column of texts alone.",
+                UserWarning,
+                stacklevel=3,
+            )
         if sample_weight is None:
             return Data(samples, y, None)
         weights = check_sample_weight(
@@ -569,7 +583,7 @@ class BaseAdapterEstimator(
         return self._features(X)
 
     def transform_frozen(self, X):
-        """Embeddings of the encoder without the adapters.
+        """Compute embeddings of the encoder without the adapters.
 
         What a fit with ``adapter=None`` works on, to be compared with `transform`.
 

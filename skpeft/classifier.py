@@ -234,10 +234,6 @@ class AdapterClassifier(ClassifierMixin, BaseAdapterEstimator):
         self.precision = precision
 
     def _check_y(self, y):
-        if y is None:
-            raise ValueError(
-                "AdapterClassifier requires y to be passed, but the target y is None."
-            )
         check_labels(y)
         y = column_or_1d(y, warn=True)
         assert_all_finite(y, input_name="y")

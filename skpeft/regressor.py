@@ -190,10 +190,6 @@ class AdapterRegressor(RegressorMixin, BaseAdapterEstimator):
         self.precision = precision
 
     def _check_y(self, y):
-        if y is None:
-            raise ValueError(
-                "AdapterRegressor requires y to be passed, but the target y is None."
-            )
         y = column_or_1d(y, warn=True)
         try:
             return check_array(y, ensure_2d=False, dtype=np.float64, input_name="y")
