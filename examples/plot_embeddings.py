@@ -8,19 +8,20 @@ at side by side.
 """
 
 # %%
-# Headlines of BBC news: 8 of each class to learn from, and 500 others to look at. Rows that
-# were learned from would look better apart than new ones do.
+# Headlines of BBC news: 8 of each class to learn from, 100 to see when to stop, and 400
+# others to look at. Rows that were learned from would look better apart than new ones do.
 from news_headlines import draw, drop_blank_and_repeated, read_headlines
 
 from skpeft import AdapterClassifier
 
 texts, labels = drop_blank_and_repeated(*read_headlines())
-train, test = draw(labels, 8, seed=0)
-clf = AdapterClassifier(early_stopping=True, validation_fraction=0.25, random_state=0)
-clf.fit(texts[train], labels[train])
+train, others = draw(labels, 8, seed=0)
+stop, test = others[:100], others[100:]
+clf = AdapterClassifier(random_state=0)
+clf.fit(texts[train], labels[train], X_val=texts[stop], y_val=labels[stop])
 
 # %%
-# How training went. With early stopping the state of the best epoch is kept.
+# How training went. With validation rows the state of the best epoch is kept.
 import matplotlib.pyplot as plt
 
 from skpeft import TrainingDisplay
@@ -47,15 +48,4 @@ for name, features in [
     ("adapted", clf.transform(texts[test])),
 ]:
     print(f"silhouette, {name}: {silhouette_score(features, labels[test]):.3f}")
-
-# %%
-# For a regressor the classes give way to a colour bar.
-import numpy as np
-
-from skpeft import AdapterRegressor
-
-lengths = np.array([len(text) for text in texts])
-reg = AdapterRegressor(random_state=0).fit(texts[train], lengths[train])
-display = EmbeddingDisplay.from_estimator(reg, texts[test], lengths[test])
-display.colorbar_.set_label("Letters in the headline")
 plt.show()
