@@ -557,7 +557,7 @@ class BaseAdapterEstimator(
             # The encoder is not where it was at fit: perhaps the parameter was corrected.
             network.relocate(resolve_encoder(self.encoder))
             items = network.prepare(samples)
-        return (network.frozen() if frozen else network).features(items)
+        return network.frozen_features(items) if frozen else network.features(items)
 
     def _ask_head(self, method, X):
         """Output of one method of the head on adapted features."""
