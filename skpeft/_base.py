@@ -1,6 +1,8 @@
 """What classifier and regressor share: constraints, the way through fit, features."""
 
 import copy
+import sys
+import time
 import warnings
 from contextlib import contextmanager
 from dataclasses import replace
@@ -125,7 +127,7 @@ class BaseAdapterEstimator(
     def fit(
         self,
         X,
-        y,
+        y=None,
         sample_weight=None,
         *,
         X_val=None,
@@ -167,6 +169,7 @@ class BaseAdapterEstimator(
             If the encoder cannot be found.
         """
         self._validate_params()
+        start = time.perf_counter()
         from skpeft.adapters import resolve_adapter
         from skpeft.encoders import resolve_encoder
         from skpeft.objectives import resolve_objective
@@ -194,6 +197,8 @@ class BaseAdapterEstimator(
             metadata={} if sample_weight is None else {"sample_weight": sample_weight},
         ) as settings:
             self._run(plan._replace(settings=settings), objective, data, target)
+        if self.verbose:
+            sys.stderr.write(f"{self._summary(time.perf_counter() - start)}\n")
         return self
 
     def _snapshot(self, plan, data, target):
@@ -206,6 +211,21 @@ class BaseAdapterEstimator(
             "head_": self._fit_head(features, plan, data, target),
             **target.attributes,
         }
+
+    def _summary(self, seconds):
+        """One line about the fit, which took these seconds."""
+        from skpeft._network import resolve_precision
+
+        device, trained = self._network.live.device, self.n_trainable_params_
+        types = resolve_precision(self.precision, device)
+        total = trained + self.n_frozen_params_
+        best = np.argmax(self.validation_scores_) + 1 if self.validation_scores_ else 0
+        parts = [
+            f"{trained:,} of {total:,} parameters trained ({trained / total:.2%})",
+            f"{self.n_epochs_} epochs" + (f", the best {best}" if best else ""),
+            f"{seconds:.1f} s on {device} in {types[1] or types[0]}",
+        ]
+        return f"{type(self).__name__}: {'; '.join(parts)}".replace("torch.", "")
 
     def _plan(self, encoder, adapter, objective, data, target, held_out):
         """Build the networks and prepare the rows: all that can fail for a wrong input."""
@@ -400,9 +420,23 @@ class BaseAdapterEstimator(
         """Check X, y and weights, and drop the rows of weight 0."""
         from skpeft._data import Data, check_samples
 
+        if y is None:
+            raise ValueError(
+                f"{type(self).__name__} requires y to be passed, but the target y is None. "
+                "Call fit(X, y) with one target a row."
+            )
         samples = check_samples(self, X, modality, reset=reset)
         y = self._check_y(y)
         check_consistent_length(samples, y)
+        if isinstance(samples[0], tuple) and y.tolist() in map(
+            list, zip(*samples, strict=True)
+        ):
+            warnings.warn(
+                "X is read as pairs of texts, and one text of each pair is the target "
+                "itself. Pass the column of texts alone.",
+                UserWarning,
+                stacklevel=3,
+            )
         if sample_weight is None:
             return Data(samples, y, None)
         weights = check_sample_weight(
@@ -542,8 +576,8 @@ class BaseAdapterEstimator(
         if self.head is not None and weighted:
             weight_argument(self.head)
 
-    def _features(self, X):
-        """Adapted features of new samples."""
+    def _features(self, X, *, frozen=False):
+        """Features of new samples, adapted ones or those of the frozen encoder."""
         from skpeft._data import check_samples
         from skpeft.encoders import resolve_encoder
 
@@ -556,7 +590,7 @@ class BaseAdapterEstimator(
             # The encoder is not where it was at fit: perhaps the parameter was corrected.
             network.relocate(resolve_encoder(self.encoder))
             items = network.prepare(samples)
-        return network.features(items)
+        return network.frozen_features(items) if frozen else network.features(items)
 
     def _ask_head(self, method, X):
         """Output of one method of the head on adapted features."""
@@ -582,6 +616,27 @@ class BaseAdapterEstimator(
             Features on which `head_` works.
         """
         return self._features(X)
+
+    def transform_frozen(self, X):
+        """Compute embeddings of the encoder without the adapters.
+
+        What a fit with ``adapter=None`` works on, to be compared with `transform`.
+
+        Parameters
+        ----------
+        X : sequence of str, Series, frame or array-like of shape (n_samples, n_features)
+            As in `fit`.
+
+        Returns
+        -------
+        ndarray of shape (n_samples, dim)
+            Features before any adapter.
+
+        See Also
+        --------
+        EmbeddingDisplay : A picture of both.
+        """
+        return self._features(X, frozen=True)
 
     def predict(self, X):
         """Predict targets.

@@ -183,7 +183,7 @@ def write_folder(
         If something else is in the way.
     """
     folder = folder.resolve()
-    _check_free(folder, known, mark)
+    check_free(folder, known, mark)
     folder.parent.mkdir(parents=True, exist_ok=True)
     new, old = (_aside(folder, uuid.uuid4().hex, end) for end in ("new", "old"))
     try:
@@ -219,7 +219,7 @@ def _aside(folder: Path, middle: str, end: str) -> Path:
     return folder.parent / f".{folder.name}.{middle}.{end}"
 
 
-def _check_free(folder: Path, known: Collection[str], mark: str) -> None:
+def check_free(folder: Path, known: Collection[str], mark: str) -> None:
     if not folder.exists():
         return
     if not folder.is_dir():

@@ -18,6 +18,7 @@ import skpeft
 from skpeft import _network
 from skpeft._card import card
 from skpeft._files import (
+    check_free,
     json_bytes,
     left_aside,
     parse_json,
@@ -119,6 +120,16 @@ def save(estimator: Any, folder: str | os.PathLike) -> None:
     contents[RECIPE] = json_bytes(recipe)
     contents[CARD] = card(estimator).encode()
     write_folder(Path(folder).expanduser(), contents, _FILES, RECIPE)
+
+
+def check_place(folder: str | os.PathLike) -> None:
+    """Refuse a folder that `save` would refuse, before a long fit."""
+    check_free(Path(folder).expanduser().resolve(), _FILES, RECIPE)
+
+
+def kind_of(folder: str | os.PathLike) -> Any:
+    """Name of the estimator that a folder says it holds; nothing else is checked."""
+    return parse_json(read_file(_existing(folder), RECIPE), RECIPE).get("estimator")
 
 
 def load(kind: Any, folder: str | os.PathLike, trusted: list[str] | None) -> Any:

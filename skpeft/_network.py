@@ -306,11 +306,15 @@ class AdapterNetwork:
     def start_features(self, items: Sequence[Item]) -> np.ndarray:
         """Features of shape (n_items, dim) before training, without gradients.
 
-        They are the frozen encoder's own, which are kept like hidden states, but for an
-        adapter that starts from saved weights: then the network must be in its start.
+        They are the frozen encoder's own, but for an adapter that starts from saved
+        weights: then the network must be in its start.
         """
         if self.adapter is not None and self.adapter.weights is not None:
             return self.features(items)
+        return self.frozen_features(items)
+
+    def frozen_features(self, items: Sequence[Item]) -> np.ndarray:
+        """Features of the encoder alone, of shape (n_items, dim); kept like hidden states."""
         self.live.backbone.check_unchanged()
         kept = self.kept(("features",), items, self._frozen)
         return torch.stack([features for (features,) in kept]).cpu().numpy()

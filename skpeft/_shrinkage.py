@@ -116,8 +116,8 @@ def fit_half(
     if len(left) < 2 or not (rows.weights[left].any() and rows.weights[fitted].any()):
         return None
     network.load_state(start)
-    quiet = replace(settings, patience=None, callback=None)
-    train(network, rows.take(fitted), objective, quiet, random_state, History())
+    plain = replace(settings, patience=None, callback=None, title="held-out check")
+    train(network, rows.take(fitted), objective, plain, random_state, History())
     adapted = network.features(rows.items)
     parts = rows.take(fitted), rows.take(left)
     return held_out((adapted[fitted], adapted[left]), *parts, outputs_of)

@@ -69,6 +69,7 @@ class Settings:
     tol: float
     verbose: int
     callback: Callable[[dict[str, Any]], bool | None] | None
+    title: str = "adapters"
 
 
 @dataclass
@@ -357,7 +358,7 @@ def progress(settings: Settings) -> tqdm:
     """Progress bar over epochs, on stderr, silent unless verbose."""
     return tqdm(
         total=settings.max_epochs,
-        desc="adapters",
+        desc=settings.title,
         unit="epoch",
         disable=not settings.verbose,
     )

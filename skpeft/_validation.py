@@ -6,6 +6,10 @@ The only file that imports private names of scikit-learn.
 from difflib import get_close_matches
 from numbers import Integral, Real
 
+from sklearn.utils._optional_dependencies import (
+    check_matplotlib_support,
+    check_pandas_support,
+)
 from sklearn.utils._param_validation import (
     HasMethods,
     Interval,
@@ -20,6 +24,8 @@ __all__ = [
     "Interval",
     "Real",
     "StrOptions",
+    "check_matplotlib_support",
+    "check_pandas_support",
     "check_roles",
     "check_sample_weight",
     "check_start",

@@ -155,7 +155,7 @@ class AdapterClassifier(ClassifierMixin, BaseAdapterEstimator):
     random_state : int, RandomState or None, default=None
         Decides initial values, batches, dropout and splits. Same seed, same result.
     verbose : int, default=0
-        0 is silent; 1 shows a progress bar on stderr.
+        0 is silent; 1 shows a progress bar and a line of summary on stderr.
     callback : callable or None, default=None
         Called after each epoch with a dict with "epoch", "loss" and, with validation
         rows, "validation_score"; returns True to stop.
@@ -272,10 +272,6 @@ class AdapterClassifier(ClassifierMixin, BaseAdapterEstimator):
         self.precision = precision
 
     def _check_y(self, y):
-        if y is None:
-            raise ValueError(
-                "AdapterClassifier requires y to be passed, but the target y is None."
-            )
         if n_columns(y) > 1:
             return check_indicators(y)
         check_labels(y)

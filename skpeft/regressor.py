@@ -95,7 +95,7 @@ class AdapterRegressor(RegressorMixin, BaseAdapterEstimator):
     random_state : int, RandomState or None, default=None
         Decides initial values, batches, dropout and splits. Same seed, same result.
     verbose : int, default=0
-        0 is silent; 1 shows a progress bar on stderr.
+        0 is silent; 1 shows a progress bar and a line of summary on stderr.
     callback : callable or None, default=None
         Called after each epoch with a dict with "epoch", "loss" and, with validation
         rows, "validation_score"; returns True to stop.
@@ -196,10 +196,6 @@ class AdapterRegressor(RegressorMixin, BaseAdapterEstimator):
         self.precision = precision
 
     def _check_y(self, y):
-        if y is None:
-            raise ValueError(
-                "AdapterRegressor requires y to be passed, but the target y is None."
-            )
         if n_columns(y) == 1:
             y = column_or_1d(y, warn=True)
         try:

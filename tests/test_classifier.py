@@ -645,6 +645,19 @@ def test_fit_at_verbose_1_shows_a_bar_on_stderr(capfd):
     assert "loss=" in printed.err
 
 
+def test_fit_at_verbose_1_ends_with_a_line_of_summary(capfd):
+    clf = make(verbose=1).fit(TEXTS, LABELS, X_val=TEXTS, y_val=LABELS)
+    line = capfd.readouterr().err.splitlines()[-1]
+    trained, frozen = clf.n_trainable_params_, clf.n_frozen_params_
+    best = 1 + clf.validation_scores_.index(max(clf.validation_scores_))
+    share = trained / (trained + frozen)
+    assert line.startswith(
+        f"AdapterClassifier: {trained:,} of {trained + frozen:,} parameters trained "
+        f"({share:.2%}); {clf.n_epochs_} epochs, the best {best}; "
+    )
+    assert line.endswith(" s on cpu in float32")
+
+
 # Rows and labels ----------------------------------------------------------------------
 
 

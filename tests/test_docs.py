@@ -1,7 +1,9 @@
 """Docstrings are complete and agree; what README and docs show runs as written."""
 
+import doctest
 import inspect
 import re
+import warnings
 from importlib import import_module
 from pathlib import Path
 
@@ -26,12 +28,19 @@ METHODS = [
         AdapterRegressor,
         skpeft.AdapterBank,
         skpeft.AdapterScores,
+        skpeft.EmbeddingDisplay,
+        skpeft.StrategyDisplay,
+        skpeft.TrainingDisplay,
     )
     for name in (
         "fit",
         "predict",
         "predict_proba",
         "transform",
+        "transform_frozen",
+        "plot",
+        "from_estimator",
+        "from_results",
         "decision_function",
         "save_pretrained",
         "from_pretrained",
@@ -121,6 +130,22 @@ def test_python_blocks_of_page_run_in_order(page, tmp_path, monkeypatch):
     namespace = {"__name__": "__main__"}
     for block in found:
         exec(compile(block, page, "exec"), namespace)
+
+
+def test_messages_of_the_first_day_are_those_of_the_library(tmp_path, monkeypatch):
+    pytest.importorskip("pandas", reason="pandas is not installed")
+    monkeypatch.chdir(tmp_path)
+    page = ROOT / "docs" / "first_day.md"
+    found = re.findall(r"```{doctest}\n(.*?)```", page.read_text(), flags=re.DOTALL)
+    example = doctest.DocTestParser().get_doctest(
+        "\n".join(found), {}, page.name, str(page), 0
+    )
+    flags = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
+    shown = []
+    with warnings.catch_warnings():
+        result = doctest.DocTestRunner(optionflags=flags).run(example, out=shown.append)
+    assert result.failed == 0, "".join(shown)
+    assert result.attempted > 20
 
 
 @pytest.mark.parametrize("path", [*sorted(ROOT.glob("docs/*.md")), ROOT / "README.md"])

@@ -38,8 +38,9 @@ LAYERS = [
     {"_card"},
     {"_folder"},
     {"_base"},
-    {"bank", "classifier", "regressor", "scores", "testing"},
-    {"search"},
+    {"bank", "classifier", "displays", "regressor", "scores", "testing"},
+    {"comparison", "search"},
+    {"__main__"},
 ]
 LEVELS = {name: level for level, names in enumerate(LAYERS) for name in names}
 

@@ -1,0 +1,341 @@
+"""The library at the shell, for tables in CSV files: ``python -m skpeft --help``.
+
+A thin door to the same classes. Results go to stdout as CSV, all else to stderr. The exit
+code is 0, 1 for an error, 2 for a wrong command line.
+"""
+
+import argparse
+import csv
+import os
+import sys
+import warnings
+
+from sklearn.model_selection import train_test_split
+
+from skpeft.classifier import AdapterClassifier
+from skpeft.regressor import AdapterRegressor
+
+_EXAMPLES = """examples:
+  python -m skpeft fit mails.csv --text body --label team -o model/
+  python -m skpeft fit films.csv --text review --target stars -o model/
+  python -m skpeft fit pairs.csv --text first --text second --label same -o model/
+  python -m skpeft predict model/ new.csv --text body > answers.csv
+  python -m skpeft compare mails.csv --text body --label team
+  python -m skpeft info model/
+
+Files are CSV in UTF-8 with a line of column names. Results come on stdout as CSV.
+"""
+
+
+class Parser(argparse.ArgumentParser):
+    """Reports a wrong argument in one line."""
+
+    def error(self, message):
+        """End with code 2."""
+        self.exit(2, f"error: {message} (see {self.prog} --help)\n")
+
+
+def main(arguments=None):
+    """Run one command.
+
+    Parameters
+    ----------
+    arguments : list of str or None, default=None
+        The command line after the name of the program; None: that of the process.
+
+    Returns
+    -------
+    int
+        Exit code: 0, or 1 after an error. A wrong command line exits with 2.
+    """
+    args = _parser().parse_args(arguments)
+    with warnings.catch_warnings():
+        warnings.showwarning = _show_warning
+        try:
+            args.run(args)
+        except BrokenPipeError:  # `| head` has seen enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        except KeyboardInterrupt:
+            _note("interrupted")
+            return 130
+        except (OSError, ValueError, TypeError, RuntimeError, ImportError) as error:
+            _note(f"error: {' '.join(str(error).split())}")
+            return 1
+    return 0
+
+
+def _parser():
+    parser = Parser(
+        prog="python -m skpeft",
+        description="Adapt a frozen text encoder to a column of texts.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(run, text):
+        name = run.__name__.removeprefix("_")
+        added = commands.add_parser(
+            name,
+            help=text,
+            description=text,
+            epilog=_EXAMPLES,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        added.set_defaults(run=run)
+        return added
+
+    fit = command(_fit, "fit a model, score it on held-out rows, and save it")
+    _add_data(fit)
+    fit.add_argument("-o", "--output", required=True, metavar="FOLDER")
+    fit.add_argument(
+        "--adapter", default="lora", help='default "lora"; "none" for none'
+    )
+    fit.add_argument(
+        "--test-share",
+        type=_share,
+        default=0.2,
+        metavar="SHARE",
+        help="share of the rows that is held out and scored; 0 fits on all (default 0.2)",
+    )
+    predict = command(_predict, "write a table with a column of predictions")
+    predict.add_argument("model", help="folder of a saved model")
+    predict.add_argument("file", help="CSV file")
+    _add_text(predict)
+    predict.add_argument(
+        "--proba", action="store_true", help="add a column of probabilities a class"
+    )
+    compare = command(_compare, "cross-validate ways to adapt the encoder")
+    _add_data(compare)
+    compare.add_argument(
+        "--adapter",
+        action="append",
+        help='may be given several times; "none" is a linear model on the frozen encoder '
+        "(default: none, lora, full)",
+    )
+    compare.add_argument("--cv", type=int, default=5, help="folds (default 5)")
+    info = command(_info, "tell what is known of a saved model")
+    info.add_argument("model", help="folder of a saved model")
+    return parser
+
+
+def _add_text(parser):
+    parser.add_argument(
+        "--text",
+        action="append",
+        required=True,
+        metavar="COLUMN",
+        help="column of the texts; given twice, the two are a pair",
+    )
+
+
+def _add_data(parser):
+    parser.add_argument("file", help="CSV file")
+    _add_text(parser)
+    goal = parser.add_mutually_exclusive_group(required=True)
+    goal.add_argument("--label", metavar="COLUMN", help="column of classes to predict")
+    goal.add_argument("--target", metavar="COLUMN", help="column of numbers to predict")
+    parser.add_argument("--encoder", default=AdapterClassifier().encoder)
+    parser.add_argument("--seed", type=int, default=0, help="default 0")
+
+
+def _share(text):
+    share = float(text)
+    if not 0 <= share < 1:
+        raise argparse.ArgumentTypeError(f"{text} was given; at least 0 and below 1")
+    return share
+
+
+# Commands
+
+
+def _fit(args):
+    from skpeft._folder import check_place
+
+    X, y = _read_data(args)
+    check_place(args.output)
+    rest = None
+    if args.test_share:
+        strata = y if args.label else None
+        try:
+            X, rest, y, y_rest = train_test_split(
+                X, y, test_size=args.test_share, random_state=args.seed, stratify=strata
+            )
+        except ValueError as error:
+            raise ValueError(f"{error} --test-share 0 fits on all rows.") from error
+    kind = AdapterClassifier if args.label else AdapterRegressor
+    model = kind(
+        args.encoder, adapter=_adapter(args.adapter), random_state=args.seed, verbose=1
+    )
+    model.fit(X, y)
+    model.set_params(verbose=0).save_pretrained(args.output)
+    _note(f"saved in {args.output}")
+    facts = {"rows": len(X)}
+    if rest is not None:
+        facts |= {"held_out_rows": len(rest), _score(model): model.score(rest, y_rest)}
+    _write(["name", "value"], facts.items())
+
+
+def _predict(args):
+    model = _load(args.model)
+    columns, rows = _read(args.file)
+    X = _texts(columns, rows, args)
+    added = {"prediction": model.predict(X).tolist()}
+    if args.proba:
+        if not hasattr(model, "predict_proba"):
+            raise ValueError(f"the model in {args.model} gives no probabilities")
+        table = model.predict_proba(X).T.tolist()
+        names = [f"probability of {label}" for label in model.classes_]
+        added |= dict(zip(names, table, strict=True))
+    taken = sorted(added.keys() & set(columns))
+    if taken:
+        raise ValueError(f"{args.file} has the columns {taken} already; rename them")
+    _write(
+        [*columns, *added],
+        ([*row, *more] for row, *more in zip(rows, *added.values(), strict=True)),
+    )
+
+
+def _compare(args):
+    from skpeft.comparison import compare_strategies
+
+    X, y = _read_data(args)
+    kind = AdapterClassifier if args.label else AdapterRegressor
+    results = compare_strategies(
+        X,
+        y,
+        [_adapter(name) for name in args.adapter or ("none", "lora", "full")],
+        estimator=kind(args.encoder, random_state=args.seed),
+        cv=args.cv,
+        verbose=1,
+    )
+    results.to_csv(sys.stdout, lineterminator="\n")
+
+
+def _info(args):
+    model = _load(args.model)
+    parameters = model.get_params(deep=False)
+    facts = {
+        "estimator": type(model).__name__,
+        **{name: parameters[name] for name in ("encoder", "adapter", "rank", "layers")},
+        "texts_a_row": model.n_features_in_,
+        "trained_parameters": model.n_trainable_params_,
+        "frozen_parameters": model.n_frozen_params_,
+        "epochs": model.n_epochs_,
+        "shrinkage": model.shrinkage_,
+    }
+    facts |= {f"class_{i}": c for i, c in enumerate(getattr(model, "classes_", ()))}
+    _write(["name", "value"], facts.items())
+
+
+def _adapter(name):
+    return None if name == "none" else name
+
+
+def _score(model):
+    return "accuracy" if hasattr(model, "classes_") else "r2"
+
+
+def _load(folder):
+    """Fitted model of the kind that the folder names."""
+    from skpeft._folder import kind_of
+
+    is_regressor = kind_of(folder) == AdapterRegressor.__name__
+    kind = AdapterRegressor if is_regressor else AdapterClassifier
+    return kind.from_pretrained(folder)
+
+
+# Files and messages
+
+
+def _read(file):
+    """Column names and rows of a CSV file; every field stays text."""
+    csv.field_size_limit(2**31 - 1)
+    try:
+        with open(file, encoding="utf-8-sig", newline="") as opened:
+            reader = csv.reader(opened)
+            rows = [(reader.line_num, row) for row in reader if row]
+    except csv.Error as error:
+        raise ValueError(f"{file} is no CSV file: {error}") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{file} is not UTF-8 text; save it as CSV in UTF-8"
+        ) from error
+    if len(rows) < 2:
+        raise ValueError(
+            f"{file} holds no rows; a line of column names and rows are needed"
+        )
+    (_, columns), *rows = rows
+    for line, row in rows:
+        if len(row) != len(columns):
+            raise ValueError(
+                f"{file}, line {line}: {len(row)} fields, but {len(columns)} column names; "
+                "put fields that hold commas in double quotes"
+            )
+    return columns, [row for _, row in rows]
+
+
+def _column(columns, name, file):
+    if columns.count(name) != 1:
+        raise ValueError(
+            f"{file} has {columns.count(name)} columns named {name!r}, one is needed; its "
+            f"columns are: {', '.join(columns)}"
+        )
+    return columns.index(name)
+
+
+def _texts(columns, rows, args):
+    """Texts, or pairs of texts."""
+    if len(args.text) > 2:
+        raise ValueError(
+            f"--text was given {len(args.text)} times; once or twice it may be"
+        )
+    places = [_column(columns, name, args.file) for name in args.text]
+    if len(places) == 1:
+        return [row[places[0]] for row in rows]
+    return [tuple(row[place] for place in places) for row in rows]
+
+
+def _read_data(args):
+    """Texts and targets of the rows that have both."""
+    columns, rows = _read(args.file)
+    goal = _column(columns, args.label or args.target, args.file)
+    needed = [goal, *(_column(columns, name, args.file) for name in args.text)]
+    kept = [row for row in rows if all(row[place].strip() for place in needed)]
+    if len(kept) < len(rows):
+        _note(f"rows left out for lack of a text or a target: {len(rows) - len(kept)}")
+    if not kept:
+        raise ValueError(f"{args.file} has no row with a text and a target")
+    y = [row[goal].strip() for row in kept]
+    if args.target:
+        y = [_number(value, args.target) for value in y]
+    return _texts(columns, kept, args), y
+
+
+def _number(text, column):
+    try:
+        return float(text)
+    except ValueError:
+        raise ValueError(
+            f"the column {column!r} holds {text!r}, which is no number; for classes use "
+            "--label"
+        ) from None
+
+
+def _write(columns, rows):
+    writer = csv.writer(sys.stdout, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows(rows)
+    sys.stdout.flush()
+
+
+def _note(message):
+    sys.stderr.write(f"{message}\n")
+
+
+def _show_warning(message, *_, **__):
+    _note(f"warning: {' '.join(str(message).split())}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,234 @@
+"""The commands at the shell: CSV in, CSV out, one line for what is wrong."""
+
+import csv
+import io
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from skpeft import AdapterClassifier, AdapterRegressor
+from skpeft.__main__ import main
+
+WORDS = {"air": ["plane", "flight", "wing"], "sea": ["ship", "port", "sail"]}
+ROWS = [
+    (f"{first} {second} {end}", label, len(first), f"{first}, quoted")
+    for label, words in WORDS.items()
+    for first in words
+    for second in words
+    for end in ("None", "nan", "£5")
+]
+COLUMNS = ("body", "team", "size", "other")
+BODIES, TEAMS, SIZES, OTHERS = map(list, zip(*ROWS, strict=True))
+TINY = ("--encoder", "tiny")
+
+
+@pytest.fixture
+def file(tmp_path):
+    return write(tmp_path / "mails.csv", ROWS)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """Folder of a classifier that was fitted on all rows."""
+    folder = tmp_path_factory.mktemp("shell")
+    table = write(folder / "mails.csv", ROWS)
+    goal = ("--text", "body", "--label", "team", "--test-share", 0)
+    assert main(words("fit", table, *goal, "-o", folder / "model", *TINY)) == 0
+    return folder / "model"
+
+
+def write(path, rows, columns=COLUMNS, encoding="utf-8-sig"):
+    with open(path, "w", newline="", encoding=encoding) as opened:
+        csv.writer(opened).writerows([columns, *rows])
+    return path
+
+
+def words(*arguments):
+    return [str(argument) for argument in arguments]
+
+
+def run(capsys, *arguments):
+    """Rows on stdout, and stderr, of a command that succeeds."""
+    capsys.readouterr()
+    code = main(words(*arguments))
+    out, err = capsys.readouterr()
+    assert code == 0, err
+    return list(csv.reader(io.StringIO(out))), err
+
+
+def refused(capsys, *arguments):
+    """The one line that says what is wrong."""
+    capsys.readouterr()
+    assert main(words(*arguments)) == 1
+    out, err = capsys.readouterr()
+    last = err.splitlines()[-1]
+    assert out == ""
+    assert last.startswith("error: ")
+    assert "Traceback" not in err
+    return last
+
+
+def test_fit_scores_held_out_rows_and_saves_the_model(file, tmp_path, capsys):
+    folder = tmp_path / "model"
+    goal = ("--text", "body", "--label", "team")
+    (head, *facts), err = run(capsys, "fit", file, *goal, "-o", folder, *TINY)
+    assert head == ["name", "value"]
+    facts = dict(facts)
+    assert facts["rows"] == "43"  # 54 rows less a fifth
+    assert facts["held_out_rows"] == "11"
+    assert 0 <= float(facts["accuracy"]) <= 1
+    assert "parameters trained" in err
+    assert f"saved in {folder}" in err
+    loaded = AdapterClassifier.from_pretrained(folder)
+    assert set(loaded.classes_) == {"air", "sea"}
+    assert loaded.verbose == 0
+
+
+def test_predict_writes_the_table_with_predictions_and_probabilities(
+    model, file, capsys
+):
+    (head, *rows), err = run(
+        capsys, "predict", model, file, "--text", "body", "--proba"
+    )
+    assert err == ""
+    more = ["prediction", "probability of air", "probability of sea"]
+    assert head == [*COLUMNS, *more]
+    assert [tuple(row[:4]) for row in rows] == [tuple(map(str, row)) for row in ROWS]
+    clf = AdapterClassifier("tiny", random_state=0).fit(BODIES, TEAMS)
+    assert [row[4] for row in rows] == clf.predict(BODIES).tolist()
+    shown = np.array([row[5:] for row in rows], dtype=float)
+    np.testing.assert_allclose(shown, clf.predict_proba(BODIES), atol=1e-5)
+
+
+def test_pairs_and_numbers_are_fitted_and_predicted(file, tmp_path, capsys):
+    texts, folder = ("--text", "body", "--text", "other"), tmp_path / "model"
+    goal = ("--target", "size", "--adapter", "none", "--test-share", "0.25")
+    (_, *facts), _ = run(capsys, "fit", file, *texts, *goal, "-o", folder, *TINY)
+    assert [name for name, _ in facts] == ["rows", "held_out_rows", "r2"]
+    (_, *rows), _ = run(capsys, "predict", folder, file, *texts)
+    loaded = AdapterRegressor.from_pretrained(folder)
+    expected = loaded.predict(list(zip(BODIES, OTHERS, strict=True)))
+    np.testing.assert_allclose([float(row[-1]) for row in rows], expected, rtol=1e-6)
+    assert "gives no probabilities" in refused(
+        capsys, "predict", folder, file, *texts, "--proba"
+    )
+
+
+def test_compare_writes_one_row_a_strategy(file, capsys):
+    pytest.importorskip("pandas", reason="pandas is not installed")
+    goal = ("--text", "body", "--label", "team", "--cv", 2)
+    ways = ("--adapter", "none", "--adapter", "bitfit")
+    (head, *rows), err = run(capsys, "compare", file, *goal, *ways, *TINY)
+    assert head[:3] == ["strategy", "mean_test_score", "std_test_score"]
+    assert [row[0] for row in rows] == ["linear probe", "bitfit"]
+    assert "4/4" in err
+
+
+def test_info_tells_what_was_fitted(model, capsys):
+    (_, *facts), _ = run(capsys, "info", model)
+    facts, clf = dict(facts), AdapterClassifier.from_pretrained(model)
+    assert facts["estimator"] == "AdapterClassifier"
+    assert facts["encoder"] == "tiny"
+    assert facts["trained_parameters"] == str(clf.n_trainable_params_)
+    assert (facts["class_0"], facts["class_1"]) == ("air", "sea")
+
+
+def test_rows_without_text_or_label_are_left_out_of_a_fit_and_told(tmp_path, capsys):
+    file = write(
+        tmp_path / "mails.csv", [*ROWS, ("", "air", 1, ""), ("ship", " ", 1, "")]
+    )
+    goal = ("--text", "body", "--label", "team", "--adapter", "none", "--test-share", 0)
+    (_, *facts), err = run(capsys, "fit", file, *goal, "-o", tmp_path / "m", *TINY)
+    assert dict(facts) == {"rows": "54"}
+    assert "rows left out for lack of a text or a target: 2" in err
+
+
+def test_wrong_content_is_one_line_and_code_1(file, model, tmp_path, capsys):
+    goal = ("--text", "body", "--label", "team", "-o", tmp_path / "new", *TINY)
+    texts = ("--text", "body")
+    assert "No such file" in refused(capsys, "fit", tmp_path / "no.csv", *goal)
+    message = refused(capsys, "predict", model, file, "--text", "boby")
+    assert "0 columns named 'boby'" in message
+    assert "its columns are: body, team, size, other" in message
+    message = refused(capsys, "fit", file, *texts, "--target", "team", *goal[4:])
+    assert "'team' holds 'air', which is no number; for classes use --label" in message
+    message = refused(capsys, "fit", file, *goal, "--adapter", "lroa")
+    assert "Did you mean 'lora'" in message
+    assert "is no folder" in refused(capsys, "predict", tmp_path / "no", file, *texts)
+    assert "is no folder" in refused(capsys, "info", tmp_path / "no")
+    three = ("--text", "body", "--text", "other", "--text", "size")
+    assert "given 3 times" in refused(capsys, "predict", model, file, *three)
+    again = write(tmp_path / "b.csv", [("x", "y")], ("body", "prediction"))
+    assert "['prediction'] already" in refused(capsys, "predict", model, again, *texts)
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "holds no rows"),
+        (b"body,team\n", "holds no rows"),
+        (b"body,team\n,x\n", "has no row with a text and a target"),
+        (b"body,team\na,b,c\n", "line 2: 3 fields, but 2 column names"),
+        (b"body,team\n\xa35,money\n", "is not UTF-8"),
+        (b"body,body,team\na,b,c\n", "has 2 columns named 'body'"),
+        (b"body,team\na,x\nb,x\nc,y\n", "--test-share 0 fits on all rows"),
+    ],
+)
+def test_unusable_file_is_one_line_and_code_1(content, message, tmp_path, capsys):
+    file = tmp_path / "mails.csv"
+    file.write_bytes(content)
+    goal = ("--text", "body", "--label", "team", "-o", tmp_path / "new", *TINY)
+    assert message in refused(capsys, "fit", file, *goal)
+
+
+def test_folder_with_other_files_is_refused_before_the_fit(file, tmp_path, capsys):
+    goal = ("--text", "body", "--label", "team", "-o", tmp_path, *TINY)
+    refused(capsys, "fit", file, *goal)
+    assert file.exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "COMMAND"),
+        (["fit", "a.csv"], "--text"),
+        (["fit", "a.csv", "--text", "a", "-o", "m"], "--label --target is required"),
+        (
+            ["fit", "a.csv", "--text=a", "--label=b", "--target=c", "-o=m"],
+            "not allowed",
+        ),
+        (["fit", "a.csv", "--test-share", "1"], "at least 0 and below 1"),
+        (["guess"], "invalid choice"),
+    ],
+)
+def test_wrong_command_line_is_one_line_and_code_2(arguments, message, capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    assert caught.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message in line
+    assert "--help" in line
+
+
+def test_help_shows_examples(capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(["fit", "--help"])
+    assert caught.value.code == 0
+    assert "python -m skpeft fit mails.csv --text body" in capsys.readouterr().out
+
+
+def test_commands_run_from_the_shell(model, file, tmp_path):
+    command = [sys.executable, "-m", "skpeft", *words("predict", model, file)]
+    done = subprocess.run(
+        [*command, "--text", "body"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    assert done.stdout.splitlines()[0] == "body,team,size,other,prediction"
+    assert len(done.stdout.splitlines()) == 1 + len(ROWS)
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1
