@@ -3,6 +3,7 @@
 import copy
 import hashlib
 import threading
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, NamedTuple
@@ -105,6 +106,7 @@ class AdapterNetwork:
         self.probe: np.ndarray | None = None
         self.root = ""
         backbone = self.live.backbone
+        warn_slow(self.live.device, self.live.autocast)
         self.fingerprint, self.probe = backbone.fingerprint, backbone.probe
         self.root = backbone.root
 
@@ -782,6 +784,20 @@ def resolve_precision(
     if precision == "bfloat16" or (precision == "auto" and device.type == "cuda"):
         return torch.float32, torch.bfloat16
     return torch.float32, None
+
+
+def warn_slow(device: torch.device, products: torch.dtype | None) -> None:
+    """Tell where matrix products in bfloat16 are asked of a processor that has none."""
+    ask = getattr(torch.cpu, "get_capabilities", dict)  # older versions cannot tell
+    known = [has for name, has in ask().items() if "bf16" in name]
+    if device.type == "cpu" and products == torch.bfloat16 and known and not any(known):
+        warnings.warn(
+            "precision='bfloat16' was given, but this processor has no instructions for "
+            "it, so matrix products are slower and less exact than in float32. Use "
+            "precision='auto' or 'float32' here.",
+            UserWarning,
+            stacklevel=3,
+        )
 
 
 @contextmanager
