@@ -402,7 +402,7 @@ class AdapterNetwork:
         groups = list(self.groups(lengths))
         # A short text by itself goes through all blocks faster than it makes and uses states.
         resumes = self._halves_for(items) and sum(lengths) >= _LEAST_TOKENS
-        run = self._resume if resumes else self._run
+        run: Callable = self._resume if resumes else self._run
         if torch.is_grad_enabled() and sum(lengths) > _TOKENS_KEPT:
             run = self._lean(run)
         features = torch.cat([run([items[i] for i in rows]) for rows in groups])

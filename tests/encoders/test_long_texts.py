@@ -287,7 +287,8 @@ def test_windows_of_one_text_go_through_in_bounded_groups(plain_folder):
     hook = transformer.register_forward_hook(
         lambda module, args, output: sizes.append(output.last_hidden_state.numel())
     )
-    clf.predict(["good film " * 3000])
+    words = np.random.RandomState(0).choice(models.WORDS, 6000)
+    clf.predict([" ".join(words)])
     hook.remove()
     assert sum(sizes) > 6000 * models.WIDTH
     assert max(sizes) <= _network._TOKENS_PER_GROUP[0] * models.WIDTH
