@@ -102,11 +102,12 @@ def report(frame):
         "| " + " | ".join(keys) + " | splits | accuracy | fit, CPU s | predict, CPU s |"
     )
     print("|" + " --- |" * (len(keys) + 4))
-    for key, runs in frame.groupby(keys):
+    for key, runs in frame.groupby(keys, sort=False):
         score = runs["accuracy"]
+        spread = f" ± {score.std():.3f}" if len(runs) > 1 else ""
         print(
             f"| {' | '.join(map(str, key))} | {len(runs)} "
-            f"| {score.mean():.3f} ± {score.std():.3f} "
+            f"| {score.mean():.3f}{spread} "
             f"| {runs['fit_cpu_seconds'].mean():.1f} "
             f"| {runs['predict_cpu_seconds'].mean():.1f} |"
         )
