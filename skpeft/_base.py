@@ -249,12 +249,10 @@ class BaseAdapterEstimator(
         start = network.state()
         past = self._resume(network, start) if goes_on else History()
         asks = network.trains and self._asks_frozen(objective)
-        rows = self._prepare(network, data, target, asks)
+        rows, validation = self._prepare(network, data, held_out, target, asks)
+        training = rows
         if held_out is None:
             training, validation = self._split(rows, target, random_state)
-        else:
-            training = rows
-            validation = self._prepare(network, held_out, target, asks)
         settings = None
         if network.trains:
             settings = self._settings(network, objective, training, validation)
@@ -475,8 +473,19 @@ class BaseAdapterEstimator(
         chooses = self.head is None and self._task == "regression"
         return objective.needs_predictions or judges or chooses
 
-    def _prepare(self, network, data, target, asks_frozen):
-        """Tokenise once; encode the targets; one weight a row."""
+    def _prepare(self, network, data, held_out, target, asks_frozen):
+        """Tokenise all rows at once; those of `data`, and those held out if there are any."""
+        given = [data] if held_out is None else [data, held_out]
+        items = network.prepare([sample for part in given for sample in part.samples])
+        n_rows = len(data.y)
+        rows = self._rows(network, items[:n_rows], data, target, asks_frozen)
+        if held_out is None:
+            return rows, None
+        unseen = self._rows(network, items[n_rows:], held_out, target, asks_frozen)
+        return rows, unseen
+
+    def _rows(self, network, items, data, target, asks_frozen):
+        """Encode the targets; one weight a row."""
         from skpeft._training import Rows
 
         weights = self._total_weights(data, target)
@@ -489,7 +498,6 @@ class BaseAdapterEstimator(
             )
         weights = weights / weights.max()  # large and small ones, without overflow
         weights = weights / weights.mean()
-        items = network.prepare(data.samples)
         frozen = network.start_features(items) if asks_frozen else None
         return Rows(items, target.encode(data.y), weights, data.n_hints, frozen)
 
@@ -730,7 +738,8 @@ class BaseAdapterEstimator(
         Raises
         ------
         ValueError
-            If the estimator reads pairs of texts, or its encoder is no `TextEncoder`.
+            If the estimator reads pairs of texts, or its encoder is no `TextEncoder`, or
+            reads long texts in windows.
 
         See Also
         --------
@@ -766,7 +775,7 @@ class BaseAdapterEstimator(
         Raises
         ------
         ValueError
-            If the head is not linear.
+            If the head is not linear, or the encoder reads long texts in windows.
 
         See Also
         --------

@@ -23,6 +23,17 @@ def private_module(network: AdapterNetwork) -> nn.Module:
     return module.float().eval().requires_grad_(False)
 
 
+def _check_whole(network: AdapterNetwork, method: str) -> None:
+    """Refuse an encoder that reads texts in windows, which are joined outside the module."""
+    if getattr(network.encoder, "long_text", "truncate") == "chunk":
+        raise ValueError(
+            f"{method}() was called, but encoder={network.encoder!r} reads long texts in "
+            "windows and joins them outside of the exported module, which would give "
+            "other features for such texts. Fit with long_text='truncate' for an export, "
+            "or save the estimator with joblib.dump or save_pretrained()."
+        )
+
+
 @torch.inference_mode(False)  # the copy may be trained
 def to_sentence_transformer(network: AdapterNetwork) -> Any:
     """Make a `SentenceTransformer` whose `encode` gives the network's features.
@@ -30,7 +41,8 @@ def to_sentence_transformer(network: AdapterNetwork) -> Any:
     Raises
     ------
     ValueError
-        If the network reads pairs, or no texts, or its encoder is not a transformers model.
+        If the network reads pairs, or no texts, or its encoder is not a transformers model,
+        or reads long texts in windows.
     """
     backbone: Any = network.live.backbone
     if not hasattr(backbone, "to_sentence_transformer"):
@@ -45,6 +57,7 @@ def to_sentence_transformer(network: AdapterNetwork) -> Any:
             "SentenceTransformer embeds single texts, and the features of a pair are "
             "made of both. Use to_torch(), which takes the token ids of pairs."
         )
+    _check_whole(network, "to_sentence_transformer")
     return backbone.to_sentence_transformer(private_module(network))
 
 
@@ -206,8 +219,9 @@ def to_torch(network: AdapterNetwork, head: Any, method: str, dim: int) -> Predi
     Raises
     ------
     ValueError
-        If the head is not linear.
+        If the head is not linear, or the encoder reads long texts in windows.
     """
+    _check_whole(network, "to_torch")
     linear = linear_map(head, method, dim)
     kind = TextPredictor if network.encoder.modality == "text" else ArrayPredictor
     return kind(private_module(network), linear, network.live.backbone.reader()).eval()

@@ -3,14 +3,16 @@
 import copy
 import hashlib
 import threading
+import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from sklearn.base import clone
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 import skpeft
 from skpeft import _prefix
@@ -35,6 +37,10 @@ FORMAT = 1
 # Tokens that go through at once, padding included: on a CPU, where 512 took 0.5 to 0.6 of
 # the time of all at once and 256 took 0.9 to 1 of that of 512, and elsewhere.
 _TOKENS_PER_GROUP = (256, 16384)
+# Of a training step with more, what a group of windows leaves for the backward pass is not
+# kept but computed again: long texts would fill the memory. At 8192 tokens it is 1 GB with
+# the default encoder and adapters.
+_TOKENS_KEPT = 8192
 # From 12 rows on, a row of a matrix product had the same bits whatever came with it. What
 # is asked for with fewer tokens in all is neither kept nor looked up.
 _LEAST_TOKENS = 16
@@ -100,6 +106,7 @@ class AdapterNetwork:
         self.probe: np.ndarray | None = None
         self.root = ""
         backbone = self.live.backbone
+        warn_slow(self.live.device, self.live.autocast)
         self.fingerprint, self.probe = backbone.fingerprint, backbone.probe
         self.root = backbone.root
 
@@ -263,6 +270,7 @@ class AdapterNetwork:
         Items of like length so come together; what is beyond the limit of the cache comes
         when it is needed.
         """
+        items = self.windows(items)
         n_bytes, halves = 0, self._halves_for(items)
         if halves is None:
             return
@@ -316,8 +324,9 @@ class AdapterNetwork:
     def frozen_features(self, items: Sequence[Item]) -> np.ndarray:
         """Features of the encoder alone, of shape (n_items, dim); kept like hidden states."""
         self.live.backbone.check_unchanged()
-        kept = self.kept(("features",), items, self._frozen)
-        return torch.stack([features for (features,) in kept]).cpu().numpy()
+        kept = self.kept(("features",), self.windows(items), self._frozen)
+        features = torch.stack([features for (features,) in kept])
+        return self.live.backbone.join(features, items).cpu().numpy()
 
     def _frozen(self, batch: dict[str, Tensor]) -> list[list[Tensor]]:
         """Features of a batch from the encoder as it is."""
@@ -373,20 +382,33 @@ class AdapterNetwork:
         return self.live.backbone.prepare(samples)
 
     def lengths(self, items: Sequence[Item]) -> list[int]:
-        """Number of tokens of each item."""
-        return [self.live.backbone.length(item) for item in items]
+        """Number of tokens of each item, in all its windows."""
+        backbone = self.live.backbone
+        return [sum(map(backbone.length, backbone.windows(item))) for item in items]
+
+    def windows(self, items: Sequence[Item]) -> list[Item]:
+        """What goes through the module: the items, or windows of those that are long."""
+        backbone = self.live.backbone
+        return [window for item in items for window in backbone.windows(item)]
 
     def forward(self, items: Sequence[Item]) -> Tensor:
-        """Adapted features of shape (n_items, dim), with gradients.
+        """Adapted features of shape (n_items, dim), with gradients."""
+        features = self.forward_windows(self.windows(items))
+        return self.live.backbone.join(features, items)
 
-        Items go through in groups of like length, which saves padding, and come out in
+    def forward_windows(self, items: Sequence[Item]) -> Tensor:
+        """What the module gives for windows, with gradients.
+
+        They go through in groups of like length, which saves padding, and come out in
         their own order.
         """
         lengths = self.lengths(items)
         groups = list(self.groups(lengths))
         # A short text by itself goes through all blocks faster than it makes and uses states.
         resumes = self._halves_for(items) and sum(lengths) >= _LEAST_TOKENS
-        run = self._resume if resumes else self._run
+        run: Callable = self._resume if resumes else self._run
+        if torch.is_grad_enabled() and sum(lengths) > _TOKENS_KEPT:
+            run = self._lean(run)
         features = torch.cat([run([items[i] for i in rows]) for rows in groups])
         order = torch.from_numpy(np.argsort(np.concatenate(groups)))
         return features[order].to(self._weight_dtype)
@@ -423,17 +445,40 @@ class AdapterNetwork:
         with autocast_to(self.live):
             return self._halves.resume(self._collate(items), states)
 
+    def _lean(
+        self, run: Callable[[Sequence[Item]], Tensor]
+    ) -> Callable[[Sequence[Item]], Tensor]:
+        """The same, whose activations are not kept: the backward pass computes them again."""
+        parts = self.live.module.modules()
+        dropouts = [part for part in parts if isinstance(part, GeneratorDropout)]
+        generator = dropouts[0].generator if dropouts else None
+
+        def contexts() -> tuple[AbstractContextManager, AbstractContextManager]:
+            if generator is None:
+                return nullcontext(), nullcontext()
+            return nullcontext(), drawing(generator, generator.get_state())
+
+        return lambda items: checkpoint(
+            run,
+            items,
+            use_reentrant=False,
+            preserve_rng_state=False,
+            context_fn=contexts,
+        )
+
     def features(self, items: Sequence[Item]) -> np.ndarray:
         """Adapted features of shape (n_items, dim) as an array, without gradients."""
         if self.adapter is None and sum(self.lengths(items)) >= _LEAST_TOKENS:
             return self.start_features(items)
         self.live.backbone.check_unchanged()
-        keys = [_content(item) for item in items]
-        each = dict(zip(keys, items, strict=True))  # the same text goes through once
-        with torch.no_grad():
-            found = self.forward(list(each.values())).cpu().numpy()
+        windows = self.windows(items)
+        keys = [_content(window) for window in windows]
+        each = dict(zip(keys, windows, strict=True))  # the same text goes through once
         place = {key: i for i, key in enumerate(each)}
-        return found[[place[key] for key in keys]]
+        with torch.no_grad():
+            found = self.forward_windows(list(each.values()))
+            features = found[[place[key] for key in keys]]
+            return self.live.backbone.join(features, items).cpu().numpy()
 
     def __getstate__(self) -> dict:
         state = self.__dict__.copy()
@@ -743,6 +788,31 @@ def resolve_precision(
     if precision == "bfloat16" or (precision == "auto" and device.type == "cuda"):
         return torch.float32, torch.bfloat16
     return torch.float32, None
+
+
+def warn_slow(device: torch.device, products: torch.dtype | None) -> None:
+    """Tell where matrix products in bfloat16 are asked of a processor that has none."""
+    ask = getattr(torch.cpu, "get_capabilities", dict)  # older versions cannot tell
+    known = [has for name, has in ask().items() if "bf16" in name]
+    if device.type == "cpu" and products == torch.bfloat16 and known and not any(known):
+        warnings.warn(
+            "precision='bfloat16' was given, but this processor has no instructions for "
+            "it, so matrix products are slower and less exact than in float32. Use "
+            "precision='auto' or 'float32' here.",
+            UserWarning,
+            stacklevel=3,
+        )
+
+
+@contextmanager
+def drawing(generator: torch.Generator, state: Tensor) -> Iterator[None]:
+    """Inside, a generator goes on from another state; afterwards from where it was."""
+    former = generator.get_state()
+    generator.set_state(state)
+    try:
+        yield
+    finally:
+        generator.set_state(former)
 
 
 def autocast_to(live: Live) -> AbstractContextManager:

@@ -296,9 +296,10 @@ class SharedPass:
         self.owner = {name: place[id(n)] for name, n in zip(networks, own, strict=True)}
         self.first = self.networks[0]
         self.route = Route()
-        lengths = self.first.lengths(items)
+        windows = self.first.windows(items)
+        lengths = self.first.lengths(windows)
         order = np.argsort(lengths, kind="stable")
-        self._build([items[i] for i in dict.fromkeys([*order[-2:], *order[:2]])])
+        self._build([windows[i] for i in dict.fromkeys([*order[-2:], *order[:2]])])
 
     def is_stale(self, networks: dict[str, AdapterNetwork]) -> bool:
         """Whether a task was fitted again since."""
@@ -374,7 +375,7 @@ class SharedPass:
             return False
         tolerance = _ROUNDING[self.first.live.autocast]
         for i, network in enumerate(self.networks):
-            expected = network.forward(some)
+            expected = network.forward_windows(some)
             gap = (found[i::n] - expected).abs().max()
             if not bool(gap <= tolerance * max(1.0, float(expected.abs().max()))):
                 return False
@@ -402,10 +403,19 @@ class SharedPass:
         pairs, inverse = np.unique(
             np.stack([rows, owners], axis=1), axis=0, return_inverse=True
         )
+        ends = np.cumsum([len(self.first.windows([item])) for item in items])
+        of_row = np.split(np.arange(ends[-1]), ends[:-1])
+        counts = [len(of_row[row]) for row in pairs[:, 0]]
         with torch.no_grad():
-            found = self._pairs(items, pairs[:, 0], pairs[:, 1])
-        arrays = [feature.cpu().numpy() for feature in found]
-        return [arrays[i] for i in inverse.reshape(-1)]
+            found = self._pairs(
+                self.first.windows(items),
+                np.concatenate([of_row[row] for row in pairs[:, 0]]),
+                np.repeat(pairs[:, 1], counts),
+            )
+            features = self.first.live.backbone.join(
+                torch.stack(found), [items[row] for row in pairs[:, 0]]
+            )
+        return list(features.cpu().numpy()[inverse.reshape(-1)])
 
     def _pairs(
         self, items: Sequence[Item], rows: np.ndarray, owners: np.ndarray

@@ -2,13 +2,14 @@
 
 import copy
 import pickle
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 import torch
 
-from skpeft import _network
+from skpeft import AdapterClassifier, _network
 from skpeft._network import (
     FORMAT,
     AdapterNetwork,
@@ -252,6 +253,33 @@ def test_device_that_is_not_there_is_refused(device):
 )
 def test_precision_gives_types_of_weights_and_products(precision, device, expected):
     assert resolve_precision(precision, torch.device(device)) == expected
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "n_warnings"),
+    [
+        ({"avx2": True, "avx512_bf16": False, "amx_bf16": False}, 1),
+        ({"avx2": True, "avx512_bf16": True, "amx_bf16": False}, 0),
+        ({}, 0),
+    ],
+)
+def test_bfloat16_on_a_processor_without_it_is_one_warning_a_fit(
+    monkeypatch, capabilities, n_warnings
+):
+    monkeypatch.setattr(
+        torch.cpu, "get_capabilities", lambda: capabilities, raising=False
+    )
+    clf = AdapterClassifier(
+        "tiny", precision="bfloat16", device="cpu", max_epochs=1, random_state=0
+    )
+    texts, labels = ["good film", "bad film", "good book", "bad book"], [0, 1, 0, 1]
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        clf.fit(texts, labels).predict(texts)
+    slow = [c for c in caught if "precision='bfloat16'" in str(c.message)]
+    assert len(slow) == n_warnings
+    trained = clf._network.trainable().values()
+    assert {tensor.dtype for tensor in trained} == {torch.float32}
 
 
 def test_adapter_with_two_roles_on_one_layer_is_refused():

