@@ -1,6 +1,7 @@
 """What classifier and regressor share: constraints, the way through fit, features."""
 
 import copy
+import re
 import sys
 import time
 import warnings
@@ -12,7 +13,6 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 from sklearn.base import (
-    BaseEstimator,
     ClassNamePrefixFeaturesOutMixin,
     TransformerMixin,
     clone,
@@ -30,8 +30,15 @@ from skpeft._validation import (
     Interval,
     Real,
     StrOptions,
+    WithParameters,
     check_sample_weight,
+    validate_spec,
 )
+
+# How torch says it where it has no kind of its own for it: on a CPU, and on Apple's GPUs.
+_NO_MEMORY = "can't allocate memory|out of memory"
+# Learned from X before training, and needed by it.
+_OF_INPUT = ("n_features_in_", "feature_names_in_")
 
 
 class Plan(NamedTuple):
@@ -55,18 +62,21 @@ class Plan(NamedTuple):
 
 
 @contextmanager
-def unchanged_on_error(estimator):
-    """If the body fails, the estimator is as before: an earlier fit stays whole."""
-    former = dict(vars(estimator))
+def memory_error_explained(batch_size):
+    """If the body runs out of memory, the error says what takes less of it."""
+    import torch
+
     try:
         yield
-    except Exception:
-        vars(estimator).clear()
-        vars(estimator).update(former)
-        raise
-    except BaseException:  # an interrupt: the user wanted this fit, not the earlier one
-        estimator._forget()
-        raise
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        if type(error) is RuntimeError and not re.search(_NO_MEMORY, reason):
+            raise
+        raise MemoryError(
+            f"The memory of the device did not suffice for fit with batch_size={batch_size!r} "
+            f"({reason}). Give a smaller batch_size, such as 8, a smaller layers, or as "
+            "encoder a spec with a smaller max_length."
+        ) from error
 
 
 def _but_dropout(adapter):
@@ -81,7 +91,7 @@ class BaseAdapterEstimator(
     CallbackSupportMixin,
     ClassNamePrefixFeaturesOutMixin,
     TransformerMixin,
-    BaseEstimator,
+    WithParameters,
 ):
     """Shared parts of the estimators. Heavy libraries are imported at the first fit."""
 
@@ -167,39 +177,63 @@ class BaseAdapterEstimator(
             If X is no sequence of samples.
         OSError
             If the encoder cannot be found.
+        MemoryError
+            If the memory of the device does not suffice.
         """
         self._validate_params()
         start = time.perf_counter()
+        validation, former = (X_val, y_val, sample_weight_val), dict(vars(self))
+        try:
+            with memory_error_explained(self.batch_size):
+                work = self._check_all(X, y, sample_weight, validation)
+        except Exception:  # refused: an earlier fit stays whole
+            vars(self).clear()
+            vars(self).update(former)
+            raise
+        except BaseException:  # an interrupt: this fit was wanted, not the earlier one
+            self._forget()
+            raise
+        plan, objective, data, target = work
+        try:  # from here on, fit succeeds or leaves nothing
+            self._forget(*_OF_INPUT)
+            with (
+                memory_error_explained(self.batch_size),
+                told_of_epochs(
+                    self,
+                    plan.settings,
+                    partial(self._snapshot, plan, data, target),
+                    X=X,
+                    y=y,
+                    metadata=(
+                        {} if sample_weight is None else {"sample_weight": sample_weight}
+                    ),
+                ) as settings,
+            ):
+                self._run(plan._replace(settings=settings), objective, data, target)
+        except BaseException:
+            self._forget()
+            raise
+        if self.verbose:
+            sys.stderr.write(f"{self._summary(time.perf_counter() - start)}\n")
+        return self
+
+    def _check_all(self, X, y, sample_weight, validation):
+        """Refuse what is wrong with parameters and data; give what `_run` works on."""
         from skpeft.adapters import resolve_adapter
         from skpeft.encoders import resolve_encoder
         from skpeft.objectives import resolve_objective
 
-        with unchanged_on_error(self):
-            encoder = resolve_encoder(self.encoder)
-            adapter = resolve_adapter(self.adapter, self.rank)
-            self._check_head(sample_weight)
-            data = self._check_rows(X, y, sample_weight, encoder.modality, reset=True)
-            pairs = encoder.modality == "text" and self.n_features_in_ == 2
-            target = self._learn_target(data.y, getattr(y, "columns", None))
-            objective = resolve_objective(self.objective, target.task, pairs=pairs)
-            data = self._with_hints(data, target)
-            held_out = self._check_validation(
-                X_val, y_val, sample_weight_val, encoder.modality, y
-            )
-            plan = self._plan(encoder, adapter, objective, data, target, held_out)
-        self._forget()
-        with told_of_epochs(
-            self,
-            plan.settings,
-            partial(self._snapshot, plan, data, target),
-            X=X,
-            y=y,
-            metadata={} if sample_weight is None else {"sample_weight": sample_weight},
-        ) as settings:
-            self._run(plan._replace(settings=settings), objective, data, target)
-        if self.verbose:
-            sys.stderr.write(f"{self._summary(time.perf_counter() - start)}\n")
-        return self
+        encoder = resolve_encoder(self.encoder)
+        adapter = resolve_adapter(self.adapter, self.rank)
+        self._check_head(sample_weight)
+        data = self._check_rows(X, y, sample_weight, encoder.modality, reset=True)
+        pairs = encoder.modality == "text" and self.n_features_in_ == 2
+        target = self._learn_target(data.y, getattr(y, "columns", None))
+        objective = resolve_objective(self.objective, target.task, pairs=pairs)
+        data = self._with_hints(data, target)
+        held_out = self._check_validation(*validation, encoder.modality, y)
+        plan = self._plan(encoder, adapter, objective, data, target, held_out)
+        return plan, objective, data, target
 
     def _snapshot(self, plan, data, target):
         """Fitted attributes as if training had stopped, with the adapters as trained."""
@@ -300,6 +334,7 @@ class BaseAdapterEstimator(
 
     def _train(self, plan, objective):
         """Train the adapters on all rows; what happened, and whether it came to its end."""
+        from skpeft._network import NotFiniteError
         from skpeft._training import History, train
 
         history, settings = History(), plan.settings
@@ -322,12 +357,22 @@ class BaseAdapterEstimator(
                 stacklevel=4,
             )
             return history, False
+        except NotFiniteError as error:
+            if settings.patience is None or not history.scores:
+                raise
+            del history.losses[len(history.scores) :]  # of the epoch that had no score
+            warnings.warn(
+                f"{error} Training was stopped; the best of the {len(history.scores)} "
+                "epochs before is kept.",
+                UserWarning,
+                stacklevel=4,
+            )
         return history, True
 
     def _judge(self, plan, objective, history, trained):
         """How far to trust the adapters, and how sure the head may be."""
+        from skpeft._network import NotFiniteError
         from skpeft._shrinkage import Verdict, fit_half, judge, validate
-        from skpeft._training import DivergedError
 
         if self.shrinkage != "auto":
             return Verdict(1.0 - self.shrinkage, 1.0)
@@ -352,7 +397,7 @@ class BaseAdapterEstimator(
                     plan.random_state,
                     partial(self._held_out_outputs, objective.task),
                 )
-        except (KeyboardInterrupt, DivergedError) as error:
+        except (KeyboardInterrupt, NotFiniteError) as error:
             reason = str(error) or "an interrupt"
             warnings.warn(
                 "How far to trust the adapters could not be found out on held-out rows "
@@ -376,14 +421,16 @@ class BaseAdapterEstimator(
             return logits(head, unseen)
         return head.predict(unseen)
 
-    def _forget(self):
-        """Drop what an earlier fit learned: from here on, fit succeeds or leaves nothing."""
-        kept = ("n_features_in_", "feature_names_in_")
-        for name in [
-            name for name in vars(self) if name.endswith("_") and name not in kept
-        ]:
-            delattr(self, name)
-        vars(self).pop("_network", None)
+    def _validate_params(self):
+        validate_spec(self)
+
+    def _forget(self, *kept):
+        """Drop what a fit learned, but for the attributes named."""
+        vars(self).pop("_network", None)  # first: without it, nothing counts as fitted
+        vars(self).pop("_n_features_out", None)
+        for name in [name for name in vars(self) if name.endswith("_")]:
+            if name not in kept:
+                delattr(self, name)
 
     def _resume(self, network, start):
         """Start a network from what the last fit trained; gives what happened so far."""
@@ -456,8 +503,14 @@ class BaseAdapterEstimator(
             return None
         if y_val is None:
             raise ValueError("X_val was given without y_val, its targets. Pass both.")
-        check_same_columns(y, y_val)
-        return self._check_rows(X_val, y_val, sample_weight_val, modality, reset=False)
+        try:
+            check_same_columns(y, y_val)
+            return self._check_rows(
+                X_val, y_val, sample_weight_val, modality, reset=False
+            )
+        except (TypeError, ValueError) as error:
+            kind = TypeError if isinstance(error, TypeError) else ValueError
+            raise kind(f"In the validation rows: {error}") from error
 
     def _with_hints(self, data, target):
         """Data with further rows at the end, which are learned from and never held out."""
@@ -537,7 +590,7 @@ class BaseAdapterEstimator(
                 f"No class has two rows, so {objective!r} has nothing to draw together and "
                 "the adapters stay as they are. Add rows, or use objective='cross_entropy'.",
                 UserWarning,
-                stacklevel=4,
+                stacklevel=5,
             )
         n_tokens = np.mean(network.lengths(training.items))
         stops = validation is not None and self.early_stopping is not False

@@ -1,15 +1,20 @@
 """Folders of plain files: read without being led astray, written whole or not at all."""
 
+import errno
 import hashlib
 import json
 import os
 import shutil
 import uuid
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+# What is deeper could bring down whoever walks through it.
+_MOST_LEVELS = 40
 
 
 def read_file(folder: Path, name: str) -> bytes:
@@ -91,12 +96,23 @@ def parse_json(data: bytes, where: str) -> dict[str, Any]:
         )
         if not isinstance(found, dict):
             raise ValueError(f"it holds a {type(found).__name__} in place of an object")
+        level = [found]
+        for _ in range(_MOST_LEVELS):
+            level = [part for whole in level for part in _parts(whole)]
+        if level:
+            raise ValueError(f"it is nested more than {_MOST_LEVELS} levels deep")
     except (ValueError, RecursionError) as error:
         raise ValueError(
             f"{where} cannot be read as JSON ({error}). The file is damaged or was edited: "
             "copy or download the folder again."
         ) from error
     return found
+
+
+def _parts(value: Any) -> Iterable[Any]:
+    if isinstance(value, dict):
+        return value.values()
+    return value if isinstance(value, list) else ()
 
 
 def parse_tensors(data: bytes, where: str) -> dict[str, np.ndarray]:
@@ -190,17 +206,31 @@ def write_folder(
         new.mkdir()
         for name, data in contents.items():
             _write(new / name, data)
-        if folder.exists():
-            folder.rename(old)
-        try:
-            new.rename(folder)
-        except BaseException:
-            if old.exists():
-                old.rename(folder)
-            raise
+        _put(new, folder, old)
     finally:
         shutil.rmtree(new, ignore_errors=True)
-    shutil.rmtree(old, ignore_errors=True)
+        if folder.exists():  # else the former model is there under its other name
+            shutil.rmtree(old, ignore_errors=True)
+
+
+def _put(new: Path, folder: Path, old: Path) -> None:
+    """Rename a new folder to its place, and what is there to `old`, which is left.
+
+    Of several processes that do so at the same time, the last one wins.
+    """
+    while True:
+        shutil.rmtree(old, ignore_errors=True)
+        try:
+            with suppress(FileNotFoundError):  # nothing is there
+                folder.rename(old)
+            new.rename(folder)
+            return
+        except BaseException as error:
+            if getattr(error, "errno", None) in (errno.ENOTEMPTY, errno.EEXIST):
+                continue  # another process was faster: replace what it has put there
+            if old.exists() and not folder.exists():
+                old.rename(folder)
+            raise
 
 
 def left_aside(folder: Path) -> list[Path]:
@@ -220,20 +250,22 @@ def _aside(folder: Path, middle: str, end: str) -> Path:
 
 
 def check_free(folder: Path, known: Collection[str], mark: str) -> None:
-    if not folder.exists():
+    try:
+        with os.scandir(folder) as entries:
+            is_file = {entry.name: entry.is_file() for entry in entries}
+    except FileNotFoundError:
         return
-    if not folder.is_dir():
+    except NotADirectoryError:
         raise ValueError(
             f"{str(folder)!r} is a file; a model is saved as a folder. Give another name."
-        )
+        ) from None
     if folder in (Path.cwd(), *Path.cwd().parents):
         raise ValueError(
             f"{str(folder)!r} is the working directory, or holds it; saving replaces a whole "
             "folder. Give the name of a new folder in it."
         )
-    names = {path.name for path in folder.iterdir()}
-    files = {path.name for path in folder.iterdir() if path.is_file()}
-    others = sorted(names - (files & set(known)) if mark in names else names)
+    ours = {name for name in known if mark in is_file and is_file.get(name)}
+    others = sorted(is_file.keys() - ours)
     if others:
         raise ValueError(
             f"The folder {str(folder)!r} holds {others[:5]}, which are not of a saved model; "

@@ -8,8 +8,10 @@ import os
 import platform
 from collections.abc import Mapping
 from importlib import metadata
+from io import BytesIO
 from pathlib import Path
 from typing import Any
+from zipfile import ZipFile
 
 import numpy as np
 from sklearn.linear_model import LogisticRegression, Ridge
@@ -172,6 +174,7 @@ def load(kind: Any, folder: str | os.PathLike, trusted: list[str] | None) -> Any
         estimator._validate_params()
         shared = ("encoder", "adapter", "layers", "device", "precision")
         kind(**{name: network[name] for name in shared})._validate_params()
+        _check_agreement(attributes, network)
     except (TypeError, KeyError, AttributeError, OverflowError) as error:
         raise ValueError(
             f"{RECIPE} in {str(place)!r} does not say what skpeft {recipe['skpeft']} writes "
@@ -180,6 +183,33 @@ def load(kind: Any, folder: str | os.PathLike, trusted: list[str] | None) -> Any
     vars(estimator).update(attributes)
     estimator._network = _network.AdapterNetwork.restore(network)
     return estimator
+
+
+def _check_agreement(fitted: dict[str, Any], network: dict[str, Any]) -> None:
+    """Refuse what contradicts itself, before anything is built as large as it says."""
+    stored, adapter = network["_stored"], network["adapter"]
+    sizes = {size for array in stored.values() for size in array.shape}
+    capacities = [
+        getattr(member, member.capacity)
+        for member in (adapter.members if adapter is not None else ())
+        if member.capacity is not None
+    ]
+    head = fitted["head_"]
+    agree = {
+        "n_features_in_": fitted["n_features_in_"] == network["n_features"],
+        "n_epochs_": fitted["n_epochs_"] == len(fitted["loss_curve_"]),
+        "n_trainable_params_": fitted["n_trainable_params_"]
+        in (0, sum(array.size for array in stored.values())),
+        "adapter": sizes.issuperset(capacities),
+        "head": getattr(head, "n_features_in_", fitted["_n_features_out"])
+        == fitted["_n_features_out"],
+        "classes_": np.array_equal(
+            getattr(head, "classes_", fitted.get("classes_")), fitted.get("classes_")
+        ),
+    }
+    wrong = [name for name, is_right in agree.items() if not is_right]
+    if wrong:
+        raise TypeError(f"what it says about {wrong} contradicts the rest")
 
 
 def _existing(folder: str | os.PathLike) -> Path:
@@ -465,6 +495,10 @@ def _load_skops(data: bytes, trusted: list[str]) -> dict[str, Any]:
     """The head as given and as fitted, if all types in the file are trusted."""
     io = _import_skops()
     try:
+        with ZipFile(BytesIO(data)) as archive:
+            size = sum(part.file_size for part in archive.infolist())
+        if size > len(data):  # `save` compresses nothing
+            raise ValueError(f"{len(data)} bytes would unpack to {size}")
         unknown = sorted(set(io.get_untrusted_types(data=data)) - set(trusted))
     except Exception as error:  # of many kinds, by what is wrong with the archive
         raise ValueError(f"{HEAD} cannot be read ({error}). {_AGAIN}") from error

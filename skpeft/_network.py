@@ -4,7 +4,7 @@ import copy
 import hashlib
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, NamedTuple
 
@@ -44,6 +44,10 @@ _TOKENS_KEPT = 8192
 # From 12 rows on, a row of a matrix product had the same bits whatever came with it. What
 # is asked for with fewer tokens in all is neither kept nor looked up.
 _LEAST_TOKENS = 16
+
+
+class NotFiniteError(ValueError):
+    """Loss, weights or features are no longer finite, or the loss grows without end."""
 
 
 class Live(NamedTuple):
@@ -191,7 +195,7 @@ class AdapterNetwork:
     def restore(cls, state: dict[str, Any]) -> "AdapterNetwork":
         """Network of a fit, from what describes it and its trained tensors."""
         new = object.__new__(cls)
-        new.__setstate__({"format": FORMAT, "skpeft": skpeft.__version__, **state})
+        new.__setstate__(_sealed(state))
         return new
 
     def knows(self, backbone: Backbone) -> bool:
@@ -326,7 +330,7 @@ class AdapterNetwork:
         self.live.backbone.check_unchanged()
         kept = self.kept(("features",), self.windows(items), self._frozen)
         features = torch.stack([features for (features,) in kept])
-        return self.live.backbone.join(features, items).cpu().numpy()
+        return _finite(self.live.backbone.join(features, items).cpu().numpy())
 
     def _frozen(self, batch: dict[str, Tensor]) -> list[list[Tensor]]:
         """Features of a batch from the encoder as it is."""
@@ -475,17 +479,17 @@ class AdapterNetwork:
         keys = [_content(window) for window in windows]
         each = dict(zip(keys, windows, strict=True))  # the same text goes through once
         place = {key: i for i, key in enumerate(each)}
-        with torch.no_grad():
+        with torch.no_grad(), self.dropout(None):
             found = self.forward_windows(list(each.values()))
             features = found[[place[key] for key in keys]]
-            return self.live.backbone.join(features, items).cpu().numpy()
+            return _finite(self.live.backbone.join(features, items).cpu().numpy())
 
     def __getstate__(self) -> dict:
         state = self.__dict__.copy()
         for name in ("_lock", "_live", "_halves"):
             del state[name]
         state["_stored"] = self.state()
-        return {"format": FORMAT, "skpeft": skpeft.__version__, **state}
+        return _sealed(state)
 
     def __setstate__(self, state: dict) -> None:
         state = dict(state)
@@ -496,6 +500,11 @@ class AdapterNetwork:
                 f"skpeft {skpeft.__version__}, which reads formats up to {FORMAT}. Install "
                 f"skpeft>={version}."
             )
+        if state.pop("digest") != _content(state["_stored"]):
+            raise ValueError(
+                "The trained tensors of this model are not those that were saved: the file "
+                "is damaged or was edited. Copy or download it again, or fit anew."
+            )
         self.resumes = None
         self.__dict__.update(state, _lock=threading.Lock(), _live=None, _halves=None)
 
@@ -504,6 +513,23 @@ class AdapterNetwork:
         memo[id(self)] = new
         new.__setstate__(copy.deepcopy(self.__getstate__(), memo))
         return new
+
+
+def _finite(features: np.ndarray) -> np.ndarray:
+    """Refuse features with which nobody could go on."""
+    if not np.isfinite(features).all():
+        raise NotFiniteError(
+            "The features of some samples are not finite. In fit, the learning_rate is "
+            "probably too high for this adapter: give a lower one. Else numbers in X are "
+            "too large for the encoder: scale them."
+        )
+    return features
+
+
+def _sealed(state: dict[str, Any]) -> dict[str, Any]:
+    """State of a network with what it needs to be known again, and found undamaged."""
+    about = {"format": FORMAT, "skpeft": skpeft.__version__}
+    return {**about, "digest": _content(state["_stored"]), **state}
 
 
 def attach(
@@ -658,10 +684,10 @@ def find_blocks(root: nn.Module, table: dict[str, str]) -> list[nn.Module]:
     return blocks
 
 
-def _content(item: Item) -> bytes:
-    """Digest of a prepared sample."""
+def _content(arrays: Mapping[str, np.ndarray]) -> bytes:
+    """Digest of a prepared sample, or of trained tensors."""
     state = hashlib.blake2b(digest_size=16)
-    for name, array in item.items():
+    for name, array in sorted(arrays.items()):
         state.update(f"{name} {array.dtype} {array.shape}".encode())
         state.update(np.ascontiguousarray(array).data)
     return state.digest()

@@ -24,6 +24,10 @@ _SPECS: dict[str, Any] = {
 _LEFT_OUT = {"callback": callable, "random_state": lambda x: hasattr(x, "randint")}
 
 
+# Labels of the longest kind that anybody has; a JSON of some bytes may claim gigabytes.
+_MOST_BYTES = 2**26
+
+
 def is_count(value: Any) -> bool:
     """Whether a value out of JSON is a whole number of at least 0."""
     return type(value) is int and value >= 0
@@ -207,6 +211,8 @@ def _decoded_classes(given: Any) -> np.ndarray:
         raise TypeError(f"classes_ is {given!r}")
     if not re.fullmatch(r"\|O|\|b1|\|[iu]1|[<>][iuf][248]|[<>]U\d{1,6}", dtype):
         raise TypeError(f"classes_ has the type {dtype!r}")
+    if np.dtype(dtype).itemsize * len(values) > _MOST_BYTES:
+        raise TypeError(f"classes_ has the type {dtype!r}, too large for its labels")
     classes = np.array(values, dtype=dtype)
     if classes.tolist() != values or len(set(values)) != len(values) or len(values) < 2:
         raise TypeError(f"classes_ is {given!r}")

@@ -13,13 +13,15 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from skpeft._data import balanced_batches, shuffled_batches
-from skpeft._network import AdapterNetwork
+from skpeft._network import AdapterNetwork, NotFiniteError
 from skpeft.encoders.base import Item
 from skpeft.heads import closed_form
 from skpeft.objectives import Objective
 
 _MAX_GRADIENT_NORM = 1.0
 _TOKENS_PER_STEP = 4096
+# A loss that is so many times that of the first step, or of 1, comes to nothing.
+_EXPLODED = 100.0
 
 
 @dataclass(frozen=True)
@@ -109,10 +111,6 @@ class Linear(nn.Module):
         return nn.functional.linear(unit, self.weight, self.bias)
 
 
-class DivergedError(ValueError):
-    """The training loss is no longer finite."""
-
-
 @torch.inference_mode(False)  # under it there are no gradients
 def train(
     network: AdapterNetwork,
@@ -147,8 +145,8 @@ def train(
 
     Raises
     ------
-    DivergedError
-        If the loss is no longer finite.
+    NotFiniteError
+        If loss or weights are no longer finite, or the loss has grown beyond all measure.
     """
     linear = Linear(network, rows, objective) if objective.needs_predictions else None
     best = Best(settings.patience, settings.tol)
@@ -204,6 +202,7 @@ def epochs(
     lengths = network.lengths(rows.items)
     n_batches = -(-len(rows.items) // settings.batch_size)
     rate = schedule(settings, n_batches * settings.max_epochs)
+    limit = 0.0
     for _ in range(settings.max_epochs):
         losses = []
         for batch in batches(rows, lengths, objective, settings, random_state):
@@ -213,10 +212,12 @@ def epochs(
                 train_step(network, linear, rows.take(batch), objective, optimizer)
             )
         loss = float(torch.stack(losses).mean())
-        if not math.isfinite(loss):
-            raise DivergedError(
-                f"The training loss became {loss}. learning_rate={settings.learning_rate} "
-                "is probably too high for this adapter; give a lower one."
+        limit = limit or _EXPLODED * max(float(losses[0]), 1.0)
+        if not (loss < limit and all(p.isfinite().all() for p in parameters)):
+            raise NotFiniteError(
+                f"The training loss became {loss:.3g}, or weights beyond all numbers. "
+                f"learning_rate={settings.learning_rate} is probably too high for this "
+                "adapter; give a lower one."
             )
         yield loss
 

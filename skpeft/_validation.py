@@ -6,6 +6,7 @@ The only file that imports private names of scikit-learn.
 from difflib import get_close_matches
 from numbers import Integral, Real
 
+from sklearn.base import BaseEstimator
 from sklearn.utils._optional_dependencies import (
     check_matplotlib_support,
     check_pandas_support,
@@ -24,6 +25,7 @@ __all__ = [
     "Interval",
     "Real",
     "StrOptions",
+    "WithParameters",
     "check_matplotlib_support",
     "check_pandas_support",
     "check_roles",
@@ -50,13 +52,48 @@ def validate_spec(spec):
     given, constraints = spec.get_params(deep=False), spec._parameter_constraints
     validate_parameter_constraints(constraints, given, type(spec).__name__)
     for name, value in given.items():
-        if isinstance(value, bool) and "boolean" not in constraints.get(
-            name, ["boolean"]
+        if isinstance(value, bool) and not {"boolean", "verbose"} & set(
+            map(str, constraints.get(name, ["boolean"]))
         ):
             raise ValueError(
                 f"The {name!r} parameter of {type(spec).__name__} must be a number. Got "
                 f"{value!r} instead."
             )
+
+
+class WithParameters(BaseEstimator):
+    """Base class of estimators and specs: a name that is not known gets the nearest one."""
+
+    def set_params(self, **params):
+        """Set parameters, those of a part as ``<part>__<parameter>``.
+
+        Parameters
+        ----------
+        **params : dict
+            Values by name.
+
+        Returns
+        -------
+        self : object
+            The same object.
+
+        Raises
+        ------
+        ValueError
+            If a name is not known; nothing is set then.
+        """
+        own = self.get_params(deep=False)
+        for key in params:
+            name, nested, _ = key.partition("__")
+            if name not in own:
+                raise ValueError(one_of(name, own, f"parameter of {self}"))
+            part = params.get(name, own[name])
+            if nested and not hasattr(part, "set_params"):
+                raise ValueError(
+                    f"{key} was given, but {name}={part!r} has no parameters of its own. "
+                    f"Pass a spec as {name}, such as LoRA() in place of 'lora'."
+                )
+        return super().set_params(**params)
 
 
 def one_of(name, options, what):

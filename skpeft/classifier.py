@@ -356,7 +356,7 @@ class AdapterClassifier(ClassifierMixin, BaseAdapterEstimator):
             warnings.warn(
                 f"label_texts speaks of {absent}, which no row has; these are left out.",
                 UserWarning,
-                stacklevel=3,
+                stacklevel=4,
             )
         if not texts:
             return data

@@ -7,13 +7,13 @@ from typing import ClassVar
 
 import numpy as np
 import torch
-from sklearn.base import BaseEstimator, clone
+from sklearn.base import clone
 from torch import Tensor, nn
 
-from skpeft._validation import Interval, Real, one_of, validate_spec
+from skpeft._validation import Interval, Real, WithParameters, one_of, validate_spec
 
 
-class Objective(BaseEstimator):
+class Objective(WithParameters):
     """Base class of training objectives.
 
     An objective gives one value per row, never a mean and never a weight: the training

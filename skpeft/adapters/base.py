@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from sklearn.base import BaseEstimator, clone
+from sklearn.base import clone
 from torch import Tensor, nn
 
-from skpeft._validation import validate_spec
+from skpeft._validation import WithParameters, validate_spec
 
 #: Linear layers of a transformer block, in the order in which data passes through them.
 ROLES = ("query", "key", "value", "attention_output", "ffn_in", "ffn_out")
@@ -49,7 +49,7 @@ class Stack:
     n_calls: int | None = None
 
 
-class Adapter(BaseEstimator):
+class Adapter(WithParameters):
     """Base class of adapter specs.
 
     A spec holds hyperparameters alone, never data or tensors, so it clones, prints and

@@ -42,9 +42,9 @@ class ArrayEncoder(ByReference, Encoder):
         itself as the only block), under each role the path of its linear layer inside a
         block. Without one, only ``adapter=None`` and ``adapter="full"`` can be used.
     hidden_size : int, default=32
-        Width of the seeded transformer, a multiple of 8.
+        Width of the seeded transformer, a multiple of 8 up to 1024.
     n_layers : int, default=2
-        Blocks of the seeded transformer.
+        Blocks of the seeded transformer, up to 32.
     seed : int, default=0
         Fixes the weights of the seeded transformer.
 
@@ -64,8 +64,9 @@ class ArrayEncoder(ByReference, Encoder):
     _parameter_constraints = {
         "module": [HasMethods(["forward", "state_dict"]), None],
         "role_table": [dict, None],
-        "hidden_size": [Interval(Integral, 8, None, closed="left")],
-        "n_layers": [Interval(Integral, 1, None, closed="left")],
+        # Bounds from above too: a folder that somebody sends names these numbers.
+        "hidden_size": [Interval(Integral, 8, 1024, closed="both")],
+        "n_layers": [Interval(Integral, 1, 32, closed="both")],
         "seed": [Interval(Integral, 0, None, closed="left")],
     }
 

@@ -9,16 +9,15 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from sklearn.base import BaseEstimator
 from torch import Tensor, nn
 
-from skpeft._validation import validate_spec
+from skpeft._validation import WithParameters, validate_spec
 
 #: One prepared sample: arrays by the name under which the module takes them.
 Item = dict[str, Any]
 
 
-class Encoder(BaseEstimator):
+class Encoder(WithParameters):
     """Base class of encoder specs.
 
     A spec says which encoder is meant and holds no weights of its own. To support a

@@ -27,11 +27,11 @@ class TinyTextEncoder(Encoder):
     Parameters
     ----------
     max_length : int, default=64
-        Tokens kept of a sample, the rest is cut off.
+        Tokens kept of a sample, the rest is cut off; up to 65,536.
     hidden_size : int, default=32
-        Width, a multiple of 4.
+        Width, a multiple of 4 up to 1024.
     n_layers : int, default=2
-        Transformer blocks.
+        Transformer blocks, up to 32.
     seed : int, default=0
         Fixes the weights.
 
@@ -46,9 +46,10 @@ class TinyTextEncoder(Encoder):
     """
 
     _parameter_constraints = {
-        "max_length": [Interval(Integral, 1, None, closed="left")],
-        "hidden_size": [Interval(Integral, 4, None, closed="left")],
-        "n_layers": [Interval(Integral, 1, None, closed="left")],
+        # Bounds from above too: a folder that somebody sends names these numbers.
+        "max_length": [Interval(Integral, 1, 2**16, closed="both")],
+        "hidden_size": [Interval(Integral, 4, 1024, closed="both")],
+        "n_layers": [Interval(Integral, 1, 32, closed="both")],
         "seed": [Interval(Integral, 0, None, closed="left")],
     }
 
