@@ -107,10 +107,10 @@ class BaseAdapterEstimator(
             tuple,
             None,
         ],
-        "rank": [Interval(Integral, 1, None, closed="left"), None],
+        "rank": [Interval(Integral, 1, 2**16, closed="both"), None],
         "layers": [
             StrOptions({"auto"}),
-            Interval(Integral, 1, None, closed="left"),
+            Interval(Integral, 1, 2**16, closed="both"),
             "array-like",
             None,
         ],
@@ -118,9 +118,9 @@ class BaseAdapterEstimator(
         "head": [HasMethods(["fit", "predict"]), None],
         "max_epochs": [Interval(Integral, 1, None, closed="left"), None],
         "batch_size": [Interval(Integral, 1, None, closed="left"), None],
-        "learning_rate": [Interval(Real, 0, None, closed="neither"), None],
+        "learning_rate": [Interval(Real, 0, 1e30, closed="right"), None],
         "shrinkage": [Interval(Real, 0, 1, closed="both"), StrOptions({"auto"})],
-        "weight_decay": [Interval(Real, 0, None, closed="left")],
+        "weight_decay": [Interval(Real, 0, 1e30, closed="both")],
         "warmup_fraction": [Interval(Real, 0, 1, closed="both")],
         "early_stopping": ["boolean", StrOptions({"auto"})],
         "validation_fraction": [Interval(Real, 0, 1, closed="neither")],
@@ -471,7 +471,14 @@ class BaseAdapterEstimator(
                 "Call fit(X, y) with one target a row."
             )
         samples = check_samples(self, X, modality, reset=reset)
-        y = self._check_y(y)
+        try:
+            y = self._check_y(y)
+        except ValueError as error:
+            if not str(error).startswith("Input y contains"):
+                raise
+            raise ValueError(
+                f"{error} Every row needs a target: fill or drop those without one."
+            ) from error
         check_consistent_length(samples, y)
         if isinstance(samples[0], tuple) and y.tolist() in map(
             list, zip(*samples, strict=True)

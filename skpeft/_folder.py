@@ -194,7 +194,8 @@ def _check_agreement(fitted: dict[str, Any], network: dict[str, Any]) -> None:
         for member in (adapter.members if adapter is not None else ())
         if member.capacity is not None
     ]
-    head = fitted["head_"]
+    head: Any = fitted["head_"]
+    classes: Any = fitted.get("classes_")
     agree = {
         "n_features_in_": fitted["n_features_in_"] == network["n_features"],
         "n_epochs_": fitted["n_epochs_"] == len(fitted["loss_curve_"]),
@@ -203,9 +204,7 @@ def _check_agreement(fitted: dict[str, Any], network: dict[str, Any]) -> None:
         "adapter": sizes.issuperset(capacities),
         "head": getattr(head, "n_features_in_", fitted["_n_features_out"])
         == fitted["_n_features_out"],
-        "classes_": np.array_equal(
-            getattr(head, "classes_", fitted.get("classes_")), fitted.get("classes_")
-        ),
+        "classes_": np.array_equal(getattr(head, "classes_", classes), classes),
     }
     wrong = [name for name, is_right in agree.items() if not is_right]
     if wrong:

@@ -519,9 +519,9 @@ def _finite(features: np.ndarray) -> np.ndarray:
     """Refuse features with which nobody could go on."""
     if not np.isfinite(features).all():
         raise NotFiniteError(
-            "The features of some samples are not finite. In fit, the learning_rate is "
-            "probably too high for this adapter: give a lower one. Else numbers in X are "
-            "too large for the encoder: scale them."
+            "The features of some samples are not finite. In fit, learning_rate or "
+            "weight_decay is probably too high for this adapter: give a lower one. Else "
+            "numbers in X are too large for the encoder: scale them."
         )
     return features
 

@@ -216,8 +216,9 @@ def epochs(
         if not (loss < limit and all(p.isfinite().all() for p in parameters)):
             raise NotFiniteError(
                 f"The training loss became {loss:.3g}, or weights beyond all numbers. "
-                f"learning_rate={settings.learning_rate} is probably too high for this "
-                "adapter; give a lower one."
+                f"learning_rate={settings.learning_rate} or weight_decay="
+                f"{settings.weight_decay} is probably too high for this adapter; give a "
+                "lower one."
             )
         yield loss
 

@@ -461,7 +461,16 @@ def test_folder_with_other_tensors_is_refused(folder, file, change, resealed):
         assert file in str(caught.value)
 
 
-@pytest.mark.parametrize("change", ["missing", "extra", "renamed", "shape"])
+@pytest.mark.parametrize("change", ["missing", "extra", "shape"])
+def test_own_tensors_of_another_size_are_refused(change, tmp_path):
+    fitted(adapter="bottleneck").save_pretrained(tmp_path / "model")
+    edit_tensors(_folder._peft.TENSORS, TENSOR_CHANGES[change])(tmp_path / "model")
+    reseal(tmp_path / "model")
+    with pytest.raises(ValueError, match="n_trainable_params_.*contradicts the rest"):
+        AdapterClassifier.from_pretrained(tmp_path / "model")
+
+
+@pytest.mark.parametrize("change", ["renamed"])
 def test_own_names_that_were_changed_are_refused_at_first_use(change, tmp_path):
     fitted(adapter="bottleneck").save_pretrained(tmp_path / "model")
     edit_tensors(_folder._peft.TENSORS, TENSOR_CHANGES[change])(tmp_path / "model")

@@ -71,7 +71,7 @@ class Bottleneck(Adapter):
     capacity = "bottleneck_dim"
     default_learning_rate = 2e-3
     _parameter_constraints = {
-        "bottleneck_dim": [Interval(Integral, 1, None, closed="left")],
+        "bottleneck_dim": [Interval(Integral, 1, 2**16, closed="both")],
         "placement": [StrOptions(set(_PLACES))],
         "dropout": [Interval(Real, 0, 1, closed="left")],
         "activation": [StrOptions(set(_ACTIVATIONS))],

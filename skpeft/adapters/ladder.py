@@ -51,7 +51,7 @@ class LadderSide(Adapter):
 
     capacity = "side_dim"
     default_learning_rate = 1e-3
-    _parameter_constraints = {"side_dim": [Interval(Integral, 1, None, closed="left")]}
+    _parameter_constraints = {"side_dim": [Interval(Integral, 1, 2**16, closed="both")]}
 
     def __init__(self, side_dim: int = 64) -> None:
         self.side_dim = side_dim

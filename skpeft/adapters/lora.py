@@ -71,7 +71,7 @@ class LoRA(SharedWithPeft):
     capacity = "rank"
     default_learning_rate = 2e-3
     _parameter_constraints = {
-        "rank": [Interval(Integral, 1, None, closed="left")],
+        "rank": [Interval(Integral, 1, 2**16, closed="both")],
         "alpha": [Interval(Real, 0, None, closed="neither"), None],
         "dropout": [Interval(Real, 0, 1, closed="left")],
         "roles": ["array-like", None],

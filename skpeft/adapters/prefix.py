@@ -47,7 +47,7 @@ class Prefix(Adapter):
 
     capacity = "length"
     default_learning_rate = 2.5e-2
-    _parameter_constraints = {"length": [Interval(Integral, 1, None, closed="left")]}
+    _parameter_constraints = {"length": [Interval(Integral, 1, 2**16, closed="both")]}
 
     def __init__(self, length: int = 16) -> None:
         self.length = length
