@@ -466,7 +466,7 @@ def test_own_tensors_of_another_size_are_refused(change, tmp_path):
     fitted(adapter="bottleneck").save_pretrained(tmp_path / "model")
     edit_tensors(_folder._peft.TENSORS, TENSOR_CHANGES[change])(tmp_path / "model")
     reseal(tmp_path / "model")
-    with pytest.raises(ValueError, match="n_trainable_params_.*contradicts the rest"):
+    with pytest.raises(ValueError, match=r"n_trainable_params_.*contradicts the rest"):
         AdapterClassifier.from_pretrained(tmp_path / "model")
 
 

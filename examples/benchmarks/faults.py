@@ -70,7 +70,8 @@ def refused(error, *words):
     if isinstance(error, ValueError | TypeError) and len(message) > 25:
         missing = [word for word in words if word not in message]
         if not missing:
-            return f"refused with {'TypeError' if isinstance(error, TypeError) else 'ValueError'}"
+            kind = TypeError if isinstance(error, TypeError) else ValueError
+            return f"refused with {kind.__name__}"
         return f"BROKEN: {missing} not in {message[:80]!r}"
     return f"BROKEN: {type(error).__name__}: {message[:80]}"
 
@@ -228,8 +229,13 @@ def spoilt(case, rng):
             more["X_val"] = WRONG_X[rng.randint(len(WRONG_X))]
         case["more"] = more
     else:
-        wrong = [{"class_weight": {"none": 1}}, {"class_weight": "even"}, {"label_texts": {1: 2}},
-                 {"label_texts": {"none": "x"}}, {"class_weight": {"+": -1.0}}]  # fmt: skip
+        wrong = [
+            {"class_weight": {"none": 1}},
+            {"class_weight": {"+": -1.0}},
+            {"class_weight": "even"},
+            {"label_texts": {1: 2}},
+            {"label_texts": {"none": "x"}},
+        ]
         case["parameters"] = wrong[rng.randint(len(wrong))]
     return words
 
@@ -532,7 +538,7 @@ def plain_fit():
     return model, model.predict_proba(TEXTS), time.perf_counter() - start
 
 
-@fault(300)
+@fault(200)
 def interrupts(rng, n):
     """KeyboardInterrupt at a random moment of fit."""
     plain, expected, usual = plain_fit()
@@ -541,7 +547,7 @@ def interrupts(rng, n):
         yield interrupt(plain, moment, rng, expected)
 
 
-@fault(300)
+@fault(150)
 def interrupts_by_line(rng, n):
     """KeyboardInterrupt at a random line of our code in fit."""
     plain, expected, _ = plain_fit()
@@ -857,7 +863,7 @@ def read_only(rng, n):
         (place / "in").chmod(0o755)
 
 
-@fault(60)
+@fault(50)
 def several_savers(rng, n):
     """Four processes that save to one name at the same time."""
     models = [fitted(random_state=i) for i in range(4)]
@@ -898,7 +904,7 @@ def jobs():
     return [AdapterClassifier(adapter=adapter, **options) for adapter in adapters]
 
 
-@fault(12)
+@fault(10)
 def threads(rng, n):
     """Sixteen threads that fit, predict and load on one encoder."""
     models = jobs()
