@@ -32,6 +32,8 @@ def get(key: Hashable, load: Callable[[], Any], *, share: bool = True) -> Any:
     with _lock:
         found = _alive.get(_fingerprints.get(key))
         if found is None:
+            for gone in [k for k, c in _fingerprints.items() if c not in _alive]:
+                del _fingerprints[gone]
             found = load()
             content = _content(found) if share else key
             found = _alive.setdefault(content, found)

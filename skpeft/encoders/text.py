@@ -177,6 +177,9 @@ class TextEncoder(ByReference, Encoder):
 
     def _open(self) -> Any:
         """Load the model, from this machine if it is there, else from the hub."""
+        from pickle import UnpicklingError
+
+        from safetensors import SafetensorError
         from sentence_transformers import SentenceTransformer
 
         folder = _hub.locate(self.model, self.revision)
@@ -192,7 +195,13 @@ class TextEncoder(ByReference, Encoder):
                     local_files_only=folder is not None,
                     model_kwargs={"dtype": torch.float32},
                 )
-        except OSError as error:
+        except UnpicklingError:  # torch would tell how to run what is in it
+            raise ValueError(
+                f"The encoder {self.model!r} has its weights in a pickle that holds more than "
+                "tensors, which could run code, so it is not loaded. Use a model whose "
+                "weights are in model.safetensors."
+            ) from None
+        except (OSError, SafetensorError) as error:
             reason = str(error).strip().splitlines()[0]
             raise OSError(
                 f"The encoder {self.model!r} is needed and could not be loaded ({reason}). "
