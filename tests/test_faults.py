@@ -74,7 +74,7 @@ def test_every_fault_of_the_script_is_tried():
 
 
 def test_soak_of_some_seconds_shows_no_difference():
-    record = script("soak").soak(seconds=10, seed=1)
+    record = script("soak").soak(seconds=20, seed=1)
     assert record["steps"] > 5
     assert record["failures"] == []
 
@@ -125,7 +125,7 @@ def test_text_of_a_megabyte_is_cut_and_learned():
 def test_target_that_is_not_finite_is_refused_with_a_remedy(kind, bad):
     y = np.resize([0.0, 1.0], 12)
     y[5] = bad
-    with pytest.raises(ValueError, match="Input y contains .*fill or drop"):
+    with pytest.raises(ValueError, match=r"Input y contains .*fill or drop"):
         kind("tiny").fit(TEXTS, y)
 
 
@@ -502,3 +502,76 @@ def test_threads_that_meet_one_refused_fit_go_on():
     for thread in threads:
         thread.join(timeout=60)
     assert outcomes == [True] * 20
+
+
+# Saving
+
+
+def saved(folder, seed):
+    model = AdapterClassifier("tiny", random_state=seed, max_epochs=1).fit(
+        TEXTS, LABELS
+    )
+    model.save_pretrained(folder)
+    return model
+
+
+def test_interrupt_between_the_renames_of_a_save_puts_the_former_model_back(
+    tmp_path, monkeypatch
+):
+    former = saved(tmp_path / "model", 0)
+    other = saved(tmp_path / "other", 1)
+    plain = Path.rename
+
+    def strike(path, target):
+        plain(path, target)
+        if path.name == "model":
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "rename", strike)
+    with pytest.raises(KeyboardInterrupt):
+        other.save_pretrained(tmp_path / "model")
+    monkeypatch.undo()
+    loaded = AdapterClassifier.from_pretrained(tmp_path / "model")
+    np.testing.assert_array_equal(loaded.transform(TEXTS), former.transform(TEXTS))
+    assert {path.name for path in tmp_path.iterdir()} == {"model", "other"}
+
+
+def test_save_that_another_process_comes_before_replaces_what_that_has_put_there(
+    tmp_path, monkeypatch
+):
+    former = saved(tmp_path / "model", 0)
+    model = saved(tmp_path / "other", 1)
+    plain, calls = Path.rename, []
+
+    def slow(path, target):
+        calls.append(path.name)
+        plain(path, target)
+        if len(calls) == 1:  # the former model is aside: somebody else saves
+            former.save_pretrained(tmp_path / "model")
+
+    monkeypatch.setattr(Path, "rename", slow)
+    model.save_pretrained(tmp_path / "model")
+    monkeypatch.undo()
+    loaded = AdapterClassifier.from_pretrained(tmp_path / "model")
+    np.testing.assert_array_equal(loaded.transform(TEXTS), model.transform(TEXTS))
+    assert {path.name for path in tmp_path.iterdir()} == {"model", "other"}
+
+
+def test_pickle_of_a_newer_format_is_refused_by_version():
+    model = AdapterClassifier("tiny", adapter=None).fit(TEXTS, LABELS)
+    state = {**model._network.__getstate__(), "format": 99, "skpeft": "7.5"}
+    with pytest.raises(
+        ValueError, match=r"skpeft 7\.5 in format 99.*Install skpeft>=7\.5"
+    ):
+        object.__new__(type(model._network)).__setstate__(state)
+
+
+def test_texts_of_all_kinds_go_through_a_tokenizer(plain_folder):
+    rng = np.random.RandomState(0)
+    texts = [faults.odd_text(rng) for _ in range(200)]
+    encoder = TextEncoder(str(plain_folder()), max_length=16)
+    model = AdapterClassifier(encoder, adapter=None, random_state=0)
+    model.fit(texts, np.resize(["+", "-"], 200))
+    assert np.isfinite(model.transform(texts)).all()
+    with pytest.raises(ValueError, match=r"X\[7\] holds a lone surrogate"):
+        model.predict([*texts[:7], "\udc80"])
