@@ -68,9 +68,10 @@ def memory_error_explained(batch_size):
 
     try:
         yield
-    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+    except (MemoryError, RuntimeError) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
-        if type(error) is RuntimeError and not re.search(_NO_MEMORY, reason):
+        known = isinstance(error, MemoryError | torch.OutOfMemoryError)
+        if not (known or re.search(_NO_MEMORY, reason)):
             raise
         raise MemoryError(
             f"The memory of the device did not suffice for fit with batch_size={batch_size!r} "

@@ -15,6 +15,8 @@ import numpy as np
 
 # What is deeper could bring down whoever walks through it.
 _MOST_LEVELS = 40
+# How often a save gives way to another one of the same moment.
+_ATTEMPTS = 100
 
 
 def read_file(folder: Path, name: str) -> bytes:
@@ -218,7 +220,7 @@ def _put(new: Path, folder: Path, old: Path) -> None:
 
     Of several processes that do so at the same time, the last one wins.
     """
-    while True:
+    for left in reversed(range(_ATTEMPTS)):
         shutil.rmtree(old, ignore_errors=True)
         try:
             with suppress(FileNotFoundError):  # nothing is there
@@ -226,7 +228,8 @@ def _put(new: Path, folder: Path, old: Path) -> None:
             new.rename(folder)
             return
         except BaseException as error:
-            if getattr(error, "errno", None) in (errno.ENOTEMPTY, errno.EEXIST):
+            taken = getattr(error, "errno", None) in (errno.ENOTEMPTY, errno.EEXIST)
+            if taken and left:
                 continue  # another process was faster: replace what it has put there
             if old.exists() and not folder.exists():
                 old.rename(folder)

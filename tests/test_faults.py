@@ -415,13 +415,14 @@ def test_memory_that_runs_out_is_an_error_that_names_batch_size(error):
     assert set(vars(model)) == set(model.get_params(deep=False))
 
 
-def test_other_errors_of_training_come_through_as_they_are():
-    error = RuntimeError("something else")
+@pytest.mark.parametrize("kind", [RuntimeError, NotImplementedError, RecursionError])
+def test_other_errors_of_training_come_through_as_they_are(kind):
+    error = kind("something else")
 
     def fail(record):
         raise error
 
-    with pytest.raises(RuntimeError) as caught:
+    with pytest.raises(kind) as caught:
         AdapterClassifier("tiny", callback=fail).fit(TEXTS, LABELS)
     assert caught.value is error
 
