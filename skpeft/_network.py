@@ -263,7 +263,9 @@ class AdapterNetwork:
     def own_context(self) -> Iterator[None]:
         """Inside, gradients, autocast and default device are as training needs them."""
         device = self.live.device
-        with torch.enable_grad(), torch.autocast(device.type, enabled=False), device:
+        # A mode of torch, which costs time and takes an interrupt badly: where it is needed.
+        place = nullcontext() if torch.get_default_device() == device else device
+        with torch.enable_grad(), torch.autocast(device.type, enabled=False), place:
             yield
 
     @torch.inference_mode(False)  # what is kept must do for training too
