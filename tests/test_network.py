@@ -104,15 +104,30 @@ def test_dropout_context_lends_its_generator_and_takes_it_back():
     items = network.prepare(TEXTS)
     exact = network.features(items)
     generator = torch.Generator().manual_seed(0)
+
+    def forward():
+        return network.forward(items).detach().numpy()
+
     with network.dropout(generator):
-        assert np.abs(network.features(items) - exact).max() > 1e-4
+        assert np.abs(forward() - exact).max() > 1e-4
+        np.testing.assert_array_equal(network.features(items), exact)
         with network.dropout(None):
-            np.testing.assert_array_equal(network.features(items), exact)
-        assert np.abs(network.features(items) - exact).max() > 1e-4
-    np.testing.assert_array_equal(network.features(items), exact)
+            np.testing.assert_array_equal(forward(), exact)
+        assert np.abs(forward() - exact).max() > 1e-4
+    np.testing.assert_array_equal(forward(), exact)
     with pytest.raises(KeyError), network.dropout(generator):
         raise KeyError
-    np.testing.assert_array_equal(network.features(items), exact)
+    np.testing.assert_array_equal(forward(), exact)
+
+
+def test_training_enters_no_mode_of_torch_where_the_default_device_is_the_own():
+    from torch.overrides import _get_current_function_mode_stack
+
+    network = build()
+    with network.own_context():
+        assert _get_current_function_mode_stack() == []
+    with torch.device("meta"), network.own_context():
+        assert torch.zeros(1).device == network.live.device
 
 
 def test_state_is_a_copy():
