@@ -225,7 +225,9 @@ def test_parameter_out_of_range_is_refused_by_name(parameters, name):
 
 def test_learning_rate_that_makes_the_loss_infinite_is_named():
     clf = make(objective="cross_entropy", learning_rate=1e30)
-    with pytest.raises(ValueError, match=r"learning_rate=1e\+30 or weight_decay=.*too high"):
+    with pytest.raises(
+        ValueError, match=r"learning_rate=1e\+30 or weight_decay=.*too high"
+    ):
         clf.fit(TEXTS, LABELS)
     with pytest.raises(NotFittedError):
         clf.predict(TEXTS)
