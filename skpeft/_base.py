@@ -206,7 +206,9 @@ class BaseAdapterEstimator(
                     X=X,
                     y=y,
                     metadata=(
-                        {} if sample_weight is None else {"sample_weight": sample_weight}
+                        {}
+                        if sample_weight is None
+                        else {"sample_weight": sample_weight}
                     ),
                 ) as settings,
             ):
