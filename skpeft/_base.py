@@ -490,7 +490,7 @@ class BaseAdapterEstimator(
                 "X is read as pairs of texts, and one text of each pair is the target "
                 "itself. Pass the column of texts alone.",
                 UserWarning,
-                stacklevel=3,
+                stacklevel=4,
             )
         if sample_weight is None:
             return Data(samples, y, None)
