@@ -196,9 +196,9 @@ def _check_agreement(fitted: dict[str, Any], network: dict[str, Any]) -> None:
     ]
     head: Any = fitted["head_"]
     classes: Any = fitted.get("classes_")
-    columns = (
-        None if classes is None else np.arange(len(classes))
-    )  # of several labels a row
+    labels: list[Any] = [classes]
+    if classes is not None:
+        labels.append(np.arange(len(classes)))  # of several labels a row: their columns
     known: Any = getattr(head, "classes_", classes)
     agree = {
         "n_features_in_": fitted["n_features_in_"] == network["n_features"],
@@ -208,7 +208,7 @@ def _check_agreement(fitted: dict[str, Any], network: dict[str, Any]) -> None:
         "adapter": sizes.issuperset(capacities),
         "head": getattr(head, "n_features_in_", fitted["_n_features_out"])
         == fitted["_n_features_out"],
-        "classes_": any(np.array_equal(known, given) for given in (classes, columns)),
+        "classes_": any(np.array_equal(known, given) for given in labels),
     }
     wrong = [name for name, is_right in agree.items() if not is_right]
     if wrong:
