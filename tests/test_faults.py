@@ -260,6 +260,7 @@ SPECS = [
     (TextEncoder(), "max_length", [0, 1, 1.5, "8", True]),
     (TextEncoder(), "pooling", ["middle", 5, []]),
     (TextEncoder(), "prompt", [5, []]),
+    (TextEncoder(), "long_text", ["cut", 5, None]),
     (TextEncoder(), "pair", ["both", 5, None]),
     (TextEncoder(), "revision", [5, []]),
     (TextEncoder(), "trust_remote_code", FLAG),
