@@ -41,6 +41,8 @@ _TOKENS_PER_GROUP = (256, 16384)
 # kept but computed again: long texts would fill the memory. At 8192 tokens it is 1 GB with
 # the default encoder and adapters.
 _TOKENS_KEPT = 8192
+# Of how many windows features are asked for at once: many small tensors scatter the memory.
+_WINDOWS_AT_ONCE = 256
 # From 12 rows on, a row of a matrix product had the same bits whatever came with it. What
 # is asked for with fewer tokens in all is neither kept nor looked up.
 _LEAST_TOKENS = 16
@@ -330,8 +332,14 @@ class AdapterNetwork:
     def frozen_features(self, items: Sequence[Item]) -> np.ndarray:
         """Features of the encoder alone, of shape (n_items, dim); kept like hidden states."""
         self.live.backbone.check_unchanged()
-        kept = self.kept(("features",), self.windows(items), self._frozen)
-        features = torch.stack([features for (features,) in kept])
+        windows, rows = self.windows(items), []
+        order = np.argsort(self.lengths(windows), kind="stable")
+        for part in np.split(
+            order, range(_WINDOWS_AT_ONCE, len(order), _WINDOWS_AT_ONCE)
+        ):
+            kept = self.kept(("features",), [windows[i] for i in part], self._frozen)
+            rows.append(torch.stack([features for (features,) in kept]))
+        features = torch.cat(rows)[torch.from_numpy(np.argsort(order))]
         return _finite(self.live.backbone.join(features, items).cpu().numpy())
 
     def _frozen(self, batch: dict[str, Tensor]) -> list[list[Tensor]]:

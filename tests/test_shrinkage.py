@@ -185,7 +185,7 @@ def test_shrinkage_of_a_regressor_draws_back_what_is_worse_than_frozen_features(
     frozen = AdapterRegressor(encoder="tiny", adapter=None)
     y = frozen.fit(texts, rng.normal(size=160)).transform(texts)[:, 0]
     reg = AdapterRegressor(
-        encoder="tiny", random_state=0, max_epochs=2, learning_rate=1.0
+        encoder="tiny", random_state=0, max_epochs=2, learning_rate=0.05
     )
     assert reg.fit(texts, y).shrinkage_ > 0.9
 
