@@ -93,7 +93,7 @@ def test_check_texts_with_rows_of_unlike_width_names_the_first_odd_one(rows):
         (b"one text", TypeError, "single bytes"),
         (None, TypeError, "NoneType"),
         ({"a": "b"}, TypeError, "dict"),
-        ({"a", "b"}, TypeError, "set"),
+        ({"a"}, TypeError, "set"),
         ((t for t in "ab"), TypeError, "generator"),
         (3, TypeError, "int"),
         ([], ValueError, "X is empty"),

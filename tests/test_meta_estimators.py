@@ -502,7 +502,7 @@ def read(numbers):
 @pytest.mark.parametrize(
     "row",
     [r for r in ROWS if r.refuses is NO_TEXT and "Feature" not in r.names],
-    ids=str,
+    ids=lambda row: row.names,
 )
 def test_row_numbers_bring_texts_into_what_takes_numbers_alone(row):
     numbers = np.arange(len(LABELS))[:, None]
