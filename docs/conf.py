@@ -28,7 +28,13 @@ html_math_renderer = "mathml"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
 html_show_sourcelink = False
-html_theme_options = {"navigation_with_keys": False, "show_toc_level": 2}
+html_title = f"skpeft {release}"
+html_sidebars = {"*": []}  # pages without others below them have nothing to show there
+html_theme_options = {
+    "header_links_before_dropdown": 7,
+    "navigation_with_keys": False,
+    "show_toc_level": 2,
+}
 exclude_patterns = ["_build"]
 templates_path = ["_templates"]
 autosummary_generate = True
