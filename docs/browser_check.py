@@ -122,6 +122,7 @@ def watch(page, base, wrong):
 
     page.on("request", request)
     page.on("response", response)
+
     def failed(asked):
         if asked.failure != "net::ERR_ABORTED":  # by going on to the next page
             wrong.append(f"no answer: {asked.url}")

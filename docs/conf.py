@@ -31,7 +31,7 @@ html_show_sourcelink = False
 html_title = f"skpeft {release}"
 html_sidebars = {"*": []}  # pages without others below them have nothing to show there
 html_theme_options = {
-    "header_links_before_dropdown": 7,
+    "header_links_before_dropdown": 6,
     "navigation_with_keys": False,
     "show_toc_level": 2,
 }
@@ -53,8 +53,19 @@ sphinx_gallery_conf = {
     "reference_url": {"skpeft": None},
     "doc_module": ("skpeft",),
     "backreferences_dir": None,
+    "within_subsection_order": "FileNameSortKey",
     "write_computation_times": False,
     "show_signature": False,
     "download_all_examples": False,
     "remove_config_comments": True,
 }
+
+
+def leave_readmes_alone(app):
+    """Headers of the gallery are .rst: README.md of the benchmarks is no part of it."""
+    app.config.sphinx_gallery_conf["source_suffix"] = {".rst": "restructuredtext"}
+
+
+def setup(app):
+    # After sphinx-gallery has read its configuration, before it looks for headers.
+    app.connect("builder-inited", leave_readmes_alone, priority=100)
