@@ -54,6 +54,7 @@ for (name, model), color in zip(models.items(), ["#D55E00", "#0072B2"], strict=T
     )
 left.plot([0, 1], [0, 1], ":", color=plt.rcParams["text.color"], label="perfect")
 left.legend()
+# sphinx_gallery_defer_figures
 
 # %%
 # Suppose that three in four of the business headlines must be found. The threshold is chosen

@@ -13,6 +13,17 @@ from numpydoc.validate import validate
 
 import skpeft
 from skpeft import AdapterClassifier, AdapterRegressor
+from skpeft.adapters import (
+    ADAPTERS,
+    IA3,
+    NORM_ROLES,
+    BitFit,
+    Bottleneck,
+    LadderSide,
+    LayerNormTuning,
+    LoRA,
+    Prefix,
+)
 
 ROOT = Path(__file__).parent.parent
 NAMES = [
@@ -152,3 +163,43 @@ def test_messages_of_the_first_day_are_those_of_the_library(tmp_path, monkeypatc
 def test_relative_links_of_page_lead_somewhere(path):
     for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", path.read_text()):
         assert (path.parent / target).exists(), target
+
+
+def test_parameters_on_the_page_of_adapters_are_those_of_the_formulas():
+    width, inner = 384, 1536  # of the default encoder, four blocks of which are adapted
+    table = dict.fromkeys(("query", "key", "value"), (width, width))
+    table |= {"attention_output": (width, width)}
+    table |= {"ffn_in": (width, inner), "ffn_out": (inner, width)}
+    table |= dict.fromkeys(NORM_ROLES, (width, width))
+    specs = [
+        *(LoRA(), LoRA(use_dora=True), Bottleneck(), Prefix(), IA3(), BitFit()),
+        *(LayerNormTuning(), LadderSide()),
+    ]
+    page = (ROOT / "docs" / "adapters.md").read_text()
+    rows = re.findall(
+        r"^\| \[`.+`\]\(#\S+\) \|.+\| ([\d,]+) \|.+\|$", page, re.MULTILINE
+    )
+    counts = [
+        4 * spec.count({role: table[role] for role in spec.roles_in(table)})
+        for spec in specs
+    ]
+    assert [int(row.replace(",", "")) for row in rows] == counts
+
+
+def test_page_of_adapters_names_every_method():
+    page = (ROOT / "docs" / "adapters.md").read_text()
+    for name, kind in ADAPTERS.items():
+        assert f"`{kind.__name__}`" in page or f'`"{name}"`' in page, name
+
+
+def test_benchmarks_and_their_readme_name_each_other():
+    folder = ROOT / "examples" / "benchmarks"
+    scripts = {path.name for path in folder.glob("*.py")}
+    assert (
+        set(re.findall(r"`(\w+\.py)`", (folder / "README.md").read_text())) == scripts
+    )
+
+
+def test_citation_is_of_this_version():
+    text = (ROOT / "docs" / "citation.cff").read_text()
+    assert re.search(r"^version: (.+)$", text, re.MULTILINE)[1] == skpeft.__version__

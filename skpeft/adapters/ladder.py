@@ -18,7 +18,7 @@ class LadderSide(Adapter):
     the side network, of width `side_dim`, becomes
 
     .. math::
-        s_i = \mu_i s_{i-1} + (1 - \mu_i)\, a(D_i \hat h_i + d_i), \qquad
+        s_i = \mu_i s_{i-1} + (1 - \mu_i)\, a(D_i \hat{h_i} + d_i), \qquad
         \mu_i = \mathrm{sigmoid}(\alpha_i),
 
     with :math:`\hat h` the hidden states brought to mean 0 and variance 1, and the
