@@ -152,7 +152,7 @@ def test_rows_without_text_or_label_are_left_out_of_a_fit_and_told(tmp_path, cap
 def test_repeated_texts_are_told(file, tmp_path, capsys):
     goal = ("--text", "body", "--label", "team", "--adapter", "none", *TINY)
     _, err = run(capsys, "fit", file, *goal, "-o", tmp_path / "a")
-    assert "repeat" not in err
+    assert "rows that repeat" not in err
     again = write(tmp_path / "again.csv", [*ROWS, *ROWS[:3]])
     _, err = run(capsys, "fit", again, *goal, "-o", tmp_path / "b")
     assert "rows that repeat the text of another: 3;" in err
