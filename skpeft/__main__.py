@@ -9,7 +9,9 @@ import csv
 import os
 import sys
 import warnings
+from collections import Counter
 
+from sklearn.base import clone
 from sklearn.model_selection import train_test_split
 
 from skpeft.classifier import AdapterClassifier
@@ -157,6 +159,7 @@ def _fit(args):
     rest = None
     if args.test_share:
         strata = y if args.label else None
+        _check_classes(strata or [], args)
         try:
             X, rest, y, y_rest = train_test_split(
                 X, y, test_size=args.test_share, random_state=args.seed, stratify=strata
@@ -172,8 +175,25 @@ def _fit(args):
     _note(f"saved in {args.output}")
     facts = {"rows": len(X)}
     if rest is not None:
-        facts |= {"held_out_rows": len(rest), _score(model): model.score(rest, y_rest)}
+        score = _score(model)
+        facts |= {"held_out_rows": len(rest), score: model.score(rest, y_rest)}
+        if model.adapter is not None:
+            probe = clone(model).set_params(adapter=None).fit(X, y)
+            facts[f"{score}_linear_probe"] = probe.score(rest, y_rest)
     _write(["name", "value"], facts.items())
+
+
+def _check_classes(y, args):
+    """Refuse classes of which no row can be held out."""
+    counts = Counter(y)
+    single = [label for label, count in counts.items() if count == 1]
+    if single:
+        named = ", ".join(map(repr, single[:3])) + (", ..." if single[3:] else "")
+        raise ValueError(
+            f"{len(single)} of {len(counts)} classes in the column {args.label!r} have one "
+            f"row each ({named}), so that none can be held out. Drop or join them; "
+            "--test-share 0 fits on all rows."
+        )
 
 
 def _predict(args):
@@ -309,7 +329,13 @@ def _read_data(args):
     y = [row[goal].strip() for row in kept]
     if args.target:
         y = [_number(value, args.target) for value in y]
-    return _texts(columns, kept, args), y
+    X = _texts(columns, kept, args)
+    if len(set(X)) < len(X):
+        _note(
+            f"rows that repeat the text of another: {len(X) - len(set(X))}; with copies in "
+            "both parts of a split, scores are too high"
+        )
+    return X, y
 
 
 def _number(text, column):

@@ -181,20 +181,31 @@ def _check_text(text, place: str) -> str:
     return str(text)
 
 
+_SEVERAL_LABELS = (
+    "For several labels a row pass indicators of shape (n_samples, n_labels): "
+    "sklearn.preprocessing.MultiLabelBinarizer makes them of lists of labels."
+)
+
+
 def check_labels(y) -> None:
-    """Refuse labels that are missing, or of types that cannot be sorted together.
+    """Refuse labels that are missing, lists, or of types that cannot be sorted together.
 
     Raises
     ------
     ValueError
-        Naming the first missing label, or the types.
+        Naming the first label that is missing or a list of labels, or the types.
     """
     if isinstance(y, np.ndarray) and (y.dtype.kind != "O" or y.ndim != 1):
         return
     if not isinstance(y, np.ndarray | list | tuple) and not hasattr(y, "to_list"):
         return
     labels = list(y)
+    one_a_row = np.ndim(y) == 1
     for i, label in enumerate(labels):
+        if one_a_row and isinstance(label, list | tuple | set | frozenset | np.ndarray):
+            raise ValueError(
+                f"y[{i}] is {label!r:.80}; one label a row is expected. {_SEVERAL_LABELS}"
+            )
         if label is None or label is getattr(sys.modules.get("pandas"), "NA", None):
             raise ValueError(
                 f"y[{i}] is {label!r}: every row needs a label. Drop the rows without one."
@@ -221,9 +232,8 @@ def n_columns(y) -> int:
         shape = y.shape if hasattr(y, "shape") else np.shape(y)
     except ValueError as error:
         raise ValueError(
-            "y holds sequences of unlike length. One target a row is expected, or for "
-            "several labels a row indicators of shape (n_samples, n_labels): "
-            "sklearn.preprocessing.MultiLabelBinarizer makes them of lists of labels."
+            "y holds sequences of unlike length; one target a row is expected. "
+            f"{_SEVERAL_LABELS}"
         ) from error
     return shape[1] if len(shape) == 2 else 1
 
@@ -244,8 +254,9 @@ def check_indicators(y) -> np.ndarray:
     if wrong.any():
         raise ValueError(
             f"y has {y.shape[1]} columns, which are taken for labels that a row has or not, "
-            f"but holds {y[wrong][0]!r}; 0 and 1 are expected. For several columns of "
-            "classes use sklearn.multioutput.MultiOutputClassifier(AdapterClassifier(...))."
+            f"but holds {y[wrong][0]!r}; 0 and 1 are expected. {_SEVERAL_LABELS} For several "
+            "columns of classes use "
+            "sklearn.multioutput.MultiOutputClassifier(AdapterClassifier(...))."
         )
     return y.astype(np.int64, order="C")
 

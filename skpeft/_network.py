@@ -804,7 +804,7 @@ def resolve_device(device: str) -> torch.device:
             found = torch.device(device)
             torch.empty(0, device=found)
         except (RuntimeError, AssertionError) as error:
-            reason = str(error).splitlines()[0]
+            reason = str(error).splitlines()[0].split(". ")[0]
             raise ValueError(
                 f"device={device!r} cannot be used on this machine ({reason}). Give "
                 "'auto', 'cpu', or a device that torch finds here."

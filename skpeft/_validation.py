@@ -7,10 +7,7 @@ from difflib import get_close_matches
 from numbers import Integral, Real
 
 from sklearn.base import BaseEstimator
-from sklearn.utils._optional_dependencies import (
-    check_matplotlib_support,
-    check_pandas_support,
-)
+from sklearn.utils._optional_dependencies import check_matplotlib_support
 from sklearn.utils._param_validation import (
     HasMethods,
     Interval,
@@ -27,7 +24,6 @@ __all__ = [
     "StrOptions",
     "WithParameters",
     "check_matplotlib_support",
-    "check_pandas_support",
     "check_roles",
     "check_sample_weight",
     "check_start",

@@ -14,7 +14,6 @@ from sklearn.model_selection import check_cv, cross_validate
 from sklearn.utils.multiclass import type_of_target
 
 from skpeft._cache import config_context
-from skpeft._validation import check_pandas_support
 from skpeft.classifier import AdapterClassifier
 from skpeft.regressor import AdapterRegressor
 
@@ -101,7 +100,13 @@ def compare_strategies(
     >>> found["n_trained_params"].is_monotonic_increasing
     True
     """
-    pandas = check_pandas_support("compare_strategies")
+    try:
+        import pandas
+    except ImportError as error:
+        raise ImportError(
+            "compare_strategies gives a frame of pandas, which is not installed. Run: "
+            'pip install "skpeft[plots]"'
+        ) from error
     from tqdm import tqdm
 
     if estimator is None:

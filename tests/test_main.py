@@ -79,6 +79,10 @@ def test_fit_scores_held_out_rows_and_saves_the_model(file, tmp_path, capsys):
     assert facts["rows"] == "43"  # 54 rows less a fifth
     assert facts["held_out_rows"] == "11"
     assert 0 <= float(facts["accuracy"]) <= 1
+    frozen = ("-o", tmp_path / "frozen", "--adapter", "none", *TINY)
+    (_, *alone), _ = run(capsys, "fit", file, *goal, *frozen)
+    assert facts["accuracy_linear_probe"] == dict(alone)["accuracy"]
+    assert "accuracy_linear_probe" not in dict(alone)
     assert "parameters trained" in err
     assert f"saved in {folder}" in err
     loaded = AdapterClassifier.from_pretrained(folder)
@@ -145,6 +149,15 @@ def test_rows_without_text_or_label_are_left_out_of_a_fit_and_told(tmp_path, cap
     assert "rows left out for lack of a text or a target: 2" in err
 
 
+def test_repeated_texts_are_told(file, tmp_path, capsys):
+    goal = ("--text", "body", "--label", "team", "--adapter", "none", *TINY)
+    _, err = run(capsys, "fit", file, *goal, "-o", tmp_path / "a")
+    assert "rows that repeat" not in err
+    again = write(tmp_path / "again.csv", [*ROWS, *ROWS[:3]])
+    _, err = run(capsys, "fit", again, *goal, "-o", tmp_path / "b")
+    assert "rows that repeat the text of another: 3;" in err
+
+
 def test_wrong_content_is_one_line_and_code_1(file, model, tmp_path, capsys):
     goal = ("--text", "body", "--label", "team", "-o", tmp_path / "new", *TINY)
     texts = ("--text", "body")
@@ -174,7 +187,9 @@ def test_wrong_content_is_one_line_and_code_1(file, model, tmp_path, capsys):
         (b"body,team\na,b,c\n", "line 2: 3 fields, but 2 column names"),
         (b"body,team\n\xa35,money\n", "is not UTF-8"),
         (b"body,body,team\na,b,c\n", "has 2 columns named 'body'"),
-        (b"body,team\na,x\nb,x\nc,y\n", "--test-share 0 fits on all rows"),
+        (b"body,team\na,x\nb,x\nc,y\n", "1 of 2 classes in the column 'team'"),
+        (b"body,team\na,1\nb,2\nc,3\nd,4", "each ('1', '2', '3', ...)"),
+        (b"body,team\na,x\nb,x\nc,y\nd,y\n", "--test-share 0 fits on all rows"),
     ],
 )
 def test_unusable_file_is_one_line_and_code_1(content, message, tmp_path, capsys):

@@ -357,7 +357,9 @@ LISTS = [["good", "red"], ["good"], ["red"], []] * len(THINGS)
         (np.where(LABELS, 1, np.nan), "y contains NaN"),
         (pd.DataFrame(LABELS).astype("Int64").replace(0, pd.NA), "y contains NaN"),
         (LISTS, "unlike length.*MultiLabelBinarizer"),
-        (pd.Series(LISTS), "MultiLabelBinarizer"),
+        ([*map(set, LISTS)], r"y\[0\] is .*one label a row.*MultiLabelBinarizer"),
+        (pd.Series(LISTS), r"y\[0\] is \['good'.*one label a row.*MultiLabelBinarizer"),
+        (np.where(LABELS, "a", "b").tolist(), "0 and 1.*MultiLabelBinarizer"),
         (LABELS[:-1], "inconsistent"),
         (LABELS[:, :, None], "dim 3|1d array"),
         (np.ones_like(LABELS), "All rows of y have the same labels"),
@@ -366,7 +368,8 @@ LISTS = [["good", "red"], ["good"], ["red"], []] * len(THINGS)
     ],
     ids=[
         "classes", "minus one", "two", "half", "words", "digits", "NaN", "NA", "lists",
-        "lists in a Series", "length", "axes", "ones", "all alike", "names",
+        "sets", "lists in a Series", "even lists", "length", "axes", "ones", "all alike",
+        "names",
     ],
 )  # fmt: skip
 def test_columns_that_are_no_indicators_are_refused(y, message):
