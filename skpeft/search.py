@@ -228,7 +228,7 @@ def _learned(estimator):
 def _fit_and_score(model, X, y, sample_weight, fold, scorer):
     """Score, seconds of fit and of scoring, and what went wrong."""
     train, test = fold
-    model._keeps_interrupted = False  # it would be compared with those that came to an end
+    model._keeps_interrupted = False  # only whole fits are compared
     start = time.perf_counter()
     weights = None if sample_weight is None else _safe_indexing(sample_weight, train)
     try:
