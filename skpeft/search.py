@@ -99,11 +99,16 @@ class BaseAdapterCV:
         try:
             learned = self._search(X, y, sample_weight, groups)
         except KeyboardInterrupt:  # this fit was wanted, not an earlier one
-            self._forget()
+            self._replace_learned({})
             raise
-        self._forget()
-        vars(self).update(learned)
+        self._replace_learned(learned)
         return self
+
+    def _replace_learned(self, learned):
+        """Drop what an earlier fit has left, and take what this one has."""
+        for name in _learned(self):
+            delattr(self, name)
+        vars(self).update(learned)
 
     def _search(self, X, y, sample_weight, groups):
         """Fitted attributes; nothing of the object is changed before all is done."""
@@ -115,6 +120,8 @@ class BaseAdapterCV:
             sample_weight = check_sample_weight(sample_weight, X)
         cv = check_cv(self.cv, y, classifier=self._task == "classification")
         folds = list(cv.split(np.zeros(len(X)), y, groups))
+        if not folds:
+            raise ValueError(f"cv={self.cv!r} gives no folds. Give at least one.")
         scorer = check_scoring(model, self.scoring)
         results = self._race(candidates, X, y, sample_weight, folds, scorer)
         best = int(results["rank_test_score"].argmin())
@@ -234,7 +241,7 @@ def _fit_and_score(model, X, y, sample_weight, fold, scorer):
     try:
         model.fit(_safe_indexing(X, train), _safe_indexing(y, train), weights)
         fitted = time.perf_counter()
-        score = scorer(model, _safe_indexing(X, test), _safe_indexing(y, test))
+        score = float(scorer(model, _safe_indexing(X, test), _safe_indexing(y, test)))
         if np.isnan(score):
             raise ValueError(
                 f"its score on {len(test)} held-out rows is NaN. Use a scoring that is "

@@ -5,6 +5,7 @@ from itertools import pairwise
 
 import joblib
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -300,6 +301,27 @@ def test_score_that_is_not_defined_decides_nothing():
         cv.fit(TEXTS[:6], NUMBERS[:6])
     cv.set_params(scoring="neg_mean_absolute_error").fit(TEXTS[:6], NUMBERS[:6])
     assert np.isfinite(cv.best_score_)
+
+
+@pytest.mark.parametrize("value", ["high", {"f1": 0.5}, None])
+def test_score_that_is_no_number_is_refused(value):
+    cv = AdapterClassifierCV(**OWN, ranks=[2], cv=2, scoring=lambda *_: value)
+    with pytest.raises((TypeError, ValueError), match="float"):
+        cv.fit(TEXTS, LABELS)
+
+
+def test_no_folds_are_refused():
+    with pytest.raises(ValueError, match="gives no folds"):
+        AdapterClassifierCV(**OWN, cv=[]).fit(TEXTS, LABELS)
+
+
+def test_names_of_columns_go_with_an_earlier_fit():
+    cv = AdapterClassifierCV(**OWN, ranks=[2], cv=2)
+    cv.fit(pd.DataFrame({"text": TEXTS}), LABELS)
+    assert cv.feature_names_in_.tolist() == ["text"]
+    cv.set_params(refit=False).fit(TEXTS, LABELS)
+    assert not hasattr(cv, "feature_names_in_")
+    assert not hasattr(cv, "best_estimator_")
 
 
 def test_adapter_from_saved_weights_is_one_candidate(tmp_path):
