@@ -72,6 +72,9 @@ class BaseAdapterCV:
     def fit(self, X, y, sample_weight=None, *, groups=None):
         """Cross-validate the candidates, then fit the best on all rows.
 
+        An error leaves an earlier fit as it was. An interrupt ends the search, and leaves
+        nothing; in the last fit it ends the training, and the best state so far is kept.
+
         Parameters
         ----------
         X : sequence of str, Series, frame or array-like of shape (n_samples, n_features)
