@@ -11,6 +11,7 @@ import sys
 import warnings
 from collections import Counter
 
+import numpy as np
 from sklearn.base import clone
 from sklearn.model_selection import train_test_split
 
@@ -200,7 +201,12 @@ def _predict(args):
     model = _load(args.model)
     columns, rows = _read(args.file)
     X = _texts(columns, rows, args)
-    added = {"prediction": model.predict(X).tolist()}
+    found = model.predict(X)
+    names = ["prediction"]
+    if found.ndim == 2:
+        several = getattr(model, "classes_", range(found.shape[1]))
+        names = [f"prediction of {name}" for name in several]
+    added = dict(zip(names, np.atleast_2d(found.T).tolist(), strict=True))
     if args.proba:
         if not hasattr(model, "predict_proba"):
             raise ValueError(f"the model in {args.model} gives no probabilities")

@@ -97,6 +97,8 @@ class BaseAdapterEstimator(
     """Shared parts of the estimators. Heavy libraries are imported at the first fit."""
 
     _task: ClassVar[str]
+    # Whether an interrupt of the training ends it, and fit goes on with what there is.
+    _keeps_interrupted = True
     _shared_parameters = ("encoder", "callback")
     _parameter_constraints: ClassVar[dict] = {
         "encoder": [str, HasMethods(["load"]), HasMethods(["encode", "state_dict"])],
@@ -284,9 +286,9 @@ class BaseAdapterEstimator(
             place["seed"] = self._network.seed
         network = AdapterNetwork(encoder, adapter, self.layers, **place)
         start = network.state()
-        past = self._resume(network, start) if goes_on else History()
         asks = network.trains and self._asks_frozen(objective)
         rows, validation = self._prepare(network, data, held_out, target, asks)
+        past = self._resume(network, start) if goes_on else History()
         training = rows
         if held_out is None:
             training, validation = self._split(rows, target, random_state)
@@ -352,6 +354,8 @@ class BaseAdapterEstimator(
                 plan.validation,
             )
         except KeyboardInterrupt:
+            if not self._keeps_interrupted:
+                raise
             warnings.warn(
                 f"Training was interrupted after {len(history.losses)} of "
                 f"{settings.max_epochs} epochs; the best state so far is kept and the head "
@@ -401,6 +405,8 @@ class BaseAdapterEstimator(
                     partial(self._held_out_outputs, objective.task),
                 )
         except (KeyboardInterrupt, NotFiniteError) as error:
+            if isinstance(error, KeyboardInterrupt) and not self._keeps_interrupted:
+                raise
             reason = str(error) or "an interrupt"
             warnings.warn(
                 "How far to trust the adapters could not be found out on held-out rows "

@@ -13,6 +13,7 @@ from sklearn.utils.validation import assert_all_finite, column_or_1d
 
 from skpeft._base import BaseAdapterEstimator
 from skpeft._data import Data, check_indicators, check_labels, check_texts, n_columns
+from skpeft._validation import Integral
 
 
 @dataclass(frozen=True)
@@ -294,10 +295,17 @@ class AdapterClassifier(ClassifierMixin, BaseAdapterEstimator):
         return ClassTarget(classes, self._class_weights(classes, y))
 
     def _learn_labels(self, y, names):
-        classes = np.arange(y.shape[1]) if names is None else np.array([*names])
+        names = range(y.shape[1]) if names is None else [*names]
+        if not any(all(isinstance(n, kind) for n in names) for kind in (str, Integral)):
+            raise ValueError(
+                f"y has the columns {names}, whose names are those of the labels; all str or "
+                "all whole numbers are expected. Rename them, for example with "
+                "y.columns = [str(name) for name in y.columns]."
+            )
+        classes = np.array(names)
         if len(set(classes.tolist())) != y.shape[1]:
             raise ValueError(
-                f"y has the columns {[*names]}; a name of its own is expected for each label."
+                f"y has the columns {names}; a name of its own is expected for each label."
             )
         if (y == y[0]).all():
             raise ValueError(

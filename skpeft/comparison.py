@@ -36,7 +36,7 @@ def compare_strategies(
     ----------
     X : sequence of str, Series, frame or array-like of shape (n_samples, n_features)
         As in `AdapterClassifier.fit`.
-    y : array-like of shape (n_samples,)
+    y : array-like of shape (n_samples,) or (n_samples, n_outputs)
         Targets.
     strategies : sequence or dict, default=(None, "lora", "full")
         What to compare: values of the parameter `adapter`, or estimators of any kind that

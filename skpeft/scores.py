@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from typing import ClassVar
 
 import numpy as np
+import scipy.sparse
 from sklearn.base import BaseEstimator, TransformerMixin, clone, is_classifier
 from sklearn.model_selection import KFold, StratifiedKFold, cross_val_predict
 from sklearn.utils.validation import check_is_fitted
@@ -126,6 +127,7 @@ class AdapterScores(TransformerMixin, BaseEstimator):
             Probabilities in the order of the classes or labels, or predictions.
         """
         self.fit(X, y)
+        y = y.toarray() if scipy.sparse.issparse(y) else y
         cv = self.cv
         if isinstance(cv, Integral):
             by_class = is_classifier(self.estimator) and self._n_targets == 1

@@ -12,7 +12,7 @@ from sklearn.utils import _safe_indexing
 from sklearn.utils.parallel import Parallel, delayed
 from sklearn.utils.validation import check_is_fitted, indexable
 
-from skpeft._validation import Integral
+from skpeft._validation import Integral, check_sample_weight
 from skpeft.classifier import AdapterClassifier
 from skpeft.regressor import AdapterRegressor
 
@@ -72,6 +72,9 @@ class BaseAdapterCV:
     def fit(self, X, y, sample_weight=None, *, groups=None):
         """Cross-validate the candidates, then fit the best on all rows.
 
+        An error leaves an earlier fit as it was. An interrupt ends the search, and leaves
+        nothing; in the last fit it ends the training, and the best state so far is kept.
+
         Parameters
         ----------
         X : sequence of str, Series, frame or array-like of shape (n_samples, n_features)
@@ -96,47 +99,74 @@ class BaseAdapterCV:
             If X is no sequence of samples.
         """
         self._validate_params()
-        candidates = self._candidates()
-        model = self._model(candidates[0])
-        self._check_input(X, y, sample_weight)
-        X, y, groups = indexable(X, y, groups)
-        cv = check_cv(self.cv, y, classifier=self._task == "classification")
-        folds = list(cv.split(np.zeros(len(X)), y, groups))
-        scorer = check_scoring(model, self.scoring)
-        results = self._race(candidates, X, y, sample_weight, folds, scorer)
-        self._forget()
-        self.n_splits_, self.cv_results_ = len(folds), results
-        self.best_index_ = int(results["rank_test_score"].argmin())
-        self.best_params_ = candidates[self.best_index_]
-        self.best_score_ = results["mean_test_score"][self.best_index_]
-        if self.refit:
-            start = time.perf_counter()
-            best = self._model(self.best_params_)
-            if hasattr(self, "_skl_callbacks"):  # scikit-learn's watch the last fit
-                best.set_callbacks(*self._skl_callbacks)
-            self.best_estimator_ = best.fit(X, y, sample_weight)
-            self.refit_time_ = time.perf_counter() - start
-            fitted = {n: v for n, v in vars(best).items() if n.endswith("_")}
-            vars(self).update(fitted, _network=best._network)
+        try:
+            learned = self._search(X, y, sample_weight, groups)
+        except KeyboardInterrupt:  # this fit was wanted, not an earlier one
+            self._replace_learned({})
+            raise
+        self._replace_learned(learned)
         return self
 
-    def _check_input(self, X, y, sample_weight):
-        """Refuse what every fold would refuse, before any is run."""
+    def _replace_learned(self, learned):
+        """Drop what an earlier fit has left, and take what this one has."""
+        for name in _learned(self):
+            delattr(self, name)
+        vars(self).update(learned)
+
+    def _search(self, X, y, sample_weight, groups):
+        """Fitted attributes; nothing of the object is changed before all is done."""
+        candidates = self._candidates()
+        model = self._model(candidates[0])
+        learned = self._learned_of_input(model, X, y, sample_weight)
+        X, y, groups = indexable(X, y, groups)
+        if sample_weight is not None:
+            sample_weight = check_sample_weight(sample_weight, X)
+        cv = check_cv(self.cv, y, classifier=self._task == "classification")
+        folds = list(cv.split(np.zeros(len(X)), y, groups))
+        if not folds:
+            raise ValueError(f"cv={self.cv!r} gives no folds. Give at least one.")
+        scorer = check_scoring(model, self.scoring)
+        results = self._race(candidates, X, y, sample_weight, folds, scorer)
+        best = int(results["rank_test_score"].argmin())
+        learned |= {
+            "n_splits_": len(folds),
+            "cv_results_": results,
+            "best_index_": best,
+            "best_params_": candidates[best],
+            "best_score_": results["mean_test_score"][best],
+        }
+        if self.refit:
+            learned |= self._refit(candidates[best], X, y, sample_weight)
+        return learned
+
+    @staticmethod
+    def _learned_of_input(model, X, y, sample_weight):
+        """Refuse what every fold would refuse; what is learned from the columns of X."""
         from skpeft.encoders import resolve_encoder
 
-        modality = resolve_encoder(self.encoder).modality
-        self._learn_target(
-            self._check_rows(X, y, sample_weight, modality, reset=True).y
-        )
+        modality = resolve_encoder(model.encoder).modality
+        data = model._check_rows(X, y, sample_weight, modality, reset=True)
+        model._learn_target(data.y, getattr(y, "columns", None))
+        return _learned(model)
+
+    def _refit(self, params, X, y, sample_weight):
+        """Fitted attributes of one candidate on all rows, and that candidate itself."""
+        start = time.perf_counter()
+        best = self._model(params)
+        if hasattr(self, "_skl_callbacks"):  # scikit-learn's watch the last fit
+            best.set_callbacks(*self._skl_callbacks)
+        best.fit(X, y, sample_weight)
+        own = {"best_estimator_": best, "refit_time_": time.perf_counter() - start}
+        return {**_learned(best), **own}
 
     def _candidates(self):
-        """All combinations; an adapter without capacity, or none, stands there once."""
+        """All combinations; an adapter whose capacity is not free takes no rank."""
         from skpeft.adapters import resolve_adapter
 
         found = []
         for adapter in self.adapters:
             spec = resolve_adapter(adapter)
-            has_rank = spec is not None and spec.capacity is not None
+            has_rank = spec is not None and spec.capacity and spec.weights is None
             for rank in self.ranks if has_rank else [None]:
                 for layers in ["auto"] if spec is None else self.layers:
                     for rate in [None] if spec is None else self.learning_rates:
@@ -147,6 +177,8 @@ class BaseAdapterCV:
                 "adapters, ranks, layers and learning_rates must each hold at least one "
                 "value, so that there is a candidate. Leave them out for their defaults."
             )
+        for params in found:
+            self._model(params)._validate_params()
         return found
 
     def _model(self, params):
@@ -197,15 +229,27 @@ class BaseAdapterCV:
         self.best_estimator_.save_pretrained(folder)
 
 
+def _learned(estimator):
+    """What a fit has left in an estimator."""
+    private = ("_network", "_n_features_out")
+    return {n: v for n, v in vars(estimator).items() if n.endswith("_") or n in private}
+
+
 def _fit_and_score(model, X, y, sample_weight, fold, scorer):
     """Score, seconds of fit and of scoring, and what went wrong."""
     train, test = fold
+    model._keeps_interrupted = False  # only whole fits are compared
     start = time.perf_counter()
     weights = None if sample_weight is None else _safe_indexing(sample_weight, train)
     try:
         model.fit(_safe_indexing(X, train), _safe_indexing(y, train), weights)
         fitted = time.perf_counter()
-        score = scorer(model, _safe_indexing(X, test), _safe_indexing(y, test))
+        score = float(scorer(model, _safe_indexing(X, test), _safe_indexing(y, test)))
+        if np.isnan(score):
+            raise ValueError(
+                f"its score on {len(test)} held-out rows is NaN. Use a scoring that is "
+                "defined for the rows of every fold, or other folds."
+            )
     except (
         Exception
     ) as error:  # as in every search: this candidate is out, with a warning
@@ -256,7 +300,8 @@ class AdapterClassifierCV(BaseAdapterCV, AdapterClassifier):  # type: ignore[mis
     adapters : sequence, default=("lora",)
         Values of `adapter` to be tried.
     ranks : sequence of int or None, default=(2, 4, 8, 16)
-        Values of `rank`. An adapter without a capacity, or None, is tried once.
+        Values of `rank`. An adapter without a capacity, one that starts
+        from saved weights, or None, is tried once.
     layers : sequence, default=("auto",)
         Values of `layers`, each of which may be a sequence of indices.
     learning_rates : sequence of float or None, default=(None,)
@@ -404,7 +449,8 @@ class AdapterRegressorCV(BaseAdapterCV, AdapterRegressor):  # type: ignore[misc]
     adapters : sequence, default=("lora",)
         Values of `adapter` to be tried.
     ranks : sequence of int or None, default=(2, 4, 8, 16)
-        Values of `rank`. An adapter without a capacity, or None, is tried once.
+        Values of `rank`. An adapter without a capacity, one that starts
+        from saved weights, or None, is tried once.
     layers : sequence, default=("auto",)
         Values of `layers`, each of which may be a sequence of indices.
     learning_rates : sequence of float or None, default=(None,)

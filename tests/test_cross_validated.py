@@ -5,6 +5,7 @@ from itertools import pairwise
 
 import joblib
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -12,13 +13,14 @@ from numpydoc.docscrape import ClassDoc
 from sklearn.base import clone
 from sklearn.exceptions import FitFailedWarning, NotFittedError
 from sklearn.metrics import log_loss
-from sklearn.model_selection import GridSearchCV, GroupKFold, KFold
+from sklearn.model_selection import GridSearchCV, GroupKFold, KFold, LeaveOneOut
 
 from skpeft import (
     AdapterClassifier,
     AdapterClassifierCV,
     AdapterRegressor,
     AdapterRegressorCV,
+    _training,
     config_context,
 )
 from skpeft.adapters import LoRA
@@ -202,6 +204,8 @@ def test_error_of_all_candidates_is_raised_and_an_earlier_fit_survives():
     [
         ({"ranks": []}, "at least one value"),
         ({"ranks": 4}, "'ranks' parameter"),
+        ({"ranks": [2, -1]}, "'rank' parameter"),
+        ({"learning_rates": [None, 0.0]}, "'learning_rate' parameter"),
         ({"adapters": "lora"}, "'adapters' parameter"),
         ({"adapters": ["lroa"]}, "lora"),
         ({"cv": 1}, "'cv' parameter"),
@@ -243,3 +247,104 @@ def test_parameters_are_those_of_the_single_estimator_and_documented(kind, singl
         assert own[name].default == other[name].default
     documented = {n for p in ClassDoc(kind)["Parameters"] for n in p.name.split(", ")}
     assert documented == own.keys()
+
+
+@KINDS
+def test_object_is_transformer_and_module_too(kind, single, y):
+    cv = kind(**OWN, ranks=[2, 4], cv=2).set_output(transform="pandas").fit(TEXTS, y)
+    best = cv.best_estimator_
+    frame = cv.transform(TEXTS)
+    assert list(frame.columns) == list(cv.get_feature_names_out())
+    np.testing.assert_array_equal(frame.to_numpy(), best.transform(TEXTS))
+    found, expected = (m(**m.prepare(TEXTS)) for m in (cv.to_torch(), best.to_torch()))
+    np.testing.assert_array_equal(found.detach(), expected.detach())
+
+
+@pytest.mark.parametrize("place", ["first fit", "last fit"])
+def test_failure_anywhere_leaves_an_earlier_fit_whole(place):
+    cv = AdapterClassifierCV(**OWN, ranks=[2], cv=2).fit(TEXTS, LABELS)
+    before, attributes = cv.predict(TEXTS), dict(vars(cv))
+    n_fits = []
+
+    def fail(record):
+        n_fits.append(record["epoch"] == 1)
+        if sum(n_fits) == (1 if place == "first fit" else 3):
+            raise RuntimeError("stopped")
+
+    attributes["callback"] = fail
+    pairs = list(zip(TEXTS, TEXTS[::-1], strict=True))  # of another width
+    with pytest.raises(RuntimeError, match="stopped"):
+        cv.set_params(callback=fail).fit(pairs, LABELS)
+    assert vars(cv) == attributes
+    np.testing.assert_array_equal(cv.predict(TEXTS), before)
+
+
+def test_values_of_numpy_are_candidates_that_can_be_saved(tmp_path):
+    cv = AdapterClassifierCV(
+        **OWN, ranks=np.array([2]), learning_rates=np.array([1e-3]), cv=2
+    ).fit(TEXTS, LABELS)
+    cv.save_pretrained(tmp_path / "folder")
+    loaded = AdapterClassifier.from_pretrained(tmp_path / "folder")
+    np.testing.assert_array_equal(loaded.predict(TEXTS), cv.predict(TEXTS))
+
+
+def test_one_weight_for_all_rows_is_no_weight():
+    one = AdapterClassifierCV(**OWN, ranks=[2], cv=2).fit(TEXTS, LABELS, 2.0)
+    all_rows = clone(one).fit(TEXTS, LABELS, np.full(30, 2.0))
+    np.testing.assert_array_equal(one.transform(TEXTS), all_rows.transform(TEXTS))
+
+
+@pytest.mark.filterwarnings("ignore:R\\^2 score is not well-defined")
+def test_score_that_is_not_defined_decides_nothing():
+    cv = AdapterRegressorCV(**OWN, ranks=[2, 4], cv=LeaveOneOut())
+    with pytest.raises(ValueError, match="score on 1 held-out rows is NaN"):
+        cv.fit(TEXTS[:6], NUMBERS[:6])
+    cv.set_params(scoring="neg_mean_absolute_error").fit(TEXTS[:6], NUMBERS[:6])
+    assert np.isfinite(cv.best_score_)
+
+
+@pytest.mark.parametrize("value", ["high", {"f1": 0.5}, None])
+def test_score_that_is_no_number_is_refused(value):
+    cv = AdapterClassifierCV(**OWN, ranks=[2], cv=2, scoring=lambda *_: value)
+    with pytest.raises((TypeError, ValueError), match="float"):
+        cv.fit(TEXTS, LABELS)
+
+
+def test_no_folds_are_refused():
+    with pytest.raises(ValueError, match="gives no folds"):
+        AdapterClassifierCV(**OWN, cv=[]).fit(TEXTS, LABELS)
+
+
+def test_names_of_columns_go_with_an_earlier_fit():
+    cv = AdapterClassifierCV(**OWN, ranks=[2], cv=2)
+    cv.fit(pd.DataFrame({"text": TEXTS}), LABELS)
+    assert cv.feature_names_in_.tolist() == ["text"]
+    cv.set_params(refit=False).fit(TEXTS, LABELS)
+    assert not hasattr(cv, "feature_names_in_")
+    assert not hasattr(cv, "best_estimator_")
+
+
+def test_adapter_from_saved_weights_is_one_candidate(tmp_path):
+    AdapterClassifier(**OWN, rank=3).fit(TEXTS, LABELS).save_pretrained(tmp_path / "a")
+    saved = LoRA(3, roles=("query", "value"), weights=str(tmp_path / "a"))
+    cv = AdapterClassifierCV(**OWN, adapters=[saved], cv=2).fit(TEXTS, LABELS)
+    assert [p["rank"] for p in cv.cv_results_["params"]] == [None]
+
+
+@pytest.mark.parametrize("epoch", [1, 3])  # in training, and in the check after it
+def test_interrupt_ends_the_search_and_forgets_an_earlier_one(epoch, monkeypatch):
+    cv = AdapterClassifierCV(**OWN, ranks=[2, 4], cv=2).fit(TEXTS, LABELS)
+    steps, step = [], _training.train_step
+
+    def interrupted(*args):
+        steps.append(1)
+        if len(steps) == epoch:
+            raise KeyboardInterrupt
+        return step(*args)
+
+    monkeypatch.setattr(_training, "train_step", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        cv.fit(TEXTS, LABELS)
+    assert len(steps) == epoch
+    with pytest.raises(NotFittedError):
+        cv.predict(TEXTS)

@@ -120,6 +120,19 @@ def test_pairs_and_numbers_are_fitted_and_predicted(file, tmp_path, capsys):
     )
 
 
+@pytest.mark.parametrize("kind", [AdapterClassifier, AdapterRegressor])
+def test_several_labels_or_numbers_get_a_column_each(kind, file, tmp_path, capsys):
+    y = np.array([[team == "air", "None" in body] for body, team, *_ in ROWS]) + 0
+    model = kind("tiny", adapter=None, random_state=0).fit(BODIES, y)
+    model.save_pretrained(tmp_path / "model")
+    (columns, *rows), _ = run(
+        capsys, "predict", tmp_path / "model", file, "--text", "body"
+    )
+    assert columns == [*COLUMNS, "prediction of 0", "prediction of 1"]
+    found = [[float(value) for value in row[-2:]] for row in rows]
+    np.testing.assert_allclose(found, model.predict(BODIES), rtol=1e-6)
+
+
 def test_compare_writes_one_row_a_strategy(file, capsys):
     pytest.importorskip("pandas", reason="pandas is not installed")
     goal = ("--text", "body", "--label", "team", "--cv", 2)

@@ -588,7 +588,7 @@ def test_unknown_fields_at_their_default_are_fine(copied):
             IA3(roles=("ffn_out",), input_roles=()),
         ),
     ],
-    ids=str,
+    ids=lambda value: type(value).__name__,  # sets print in any order
 )
 def test_configuration_of_peft_is_translated(config, spec):
     found = resolve_adapter(config)

@@ -10,6 +10,7 @@ from sklearn.metrics import log_loss
 
 from skpeft import AdapterClassifier, AdapterRegressor
 from skpeft._shrinkage import HeldOut, between, half_of, judge
+from skpeft.adapters import LoRA
 from skpeft.heads import logits, temper
 
 THINGS = ["film", "book", "play", "song", "car", "tea", "pot", "road"]
@@ -259,3 +260,21 @@ def test_callback_sees_the_epochs_of_the_main_training_alone():
 def test_shrinkage_out_of_range_is_refused(value):
     with pytest.raises(ValueError, match="'shrinkage' parameter"):
         make(shrinkage=value).fit(TEXTS, LABELS)
+
+
+def test_warm_start_from_saved_weights_is_judged_against_these_weights(tmp_path):
+    make(shrinkage=0.0).fit(TEXTS, LABELS).save_pretrained(tmp_path / "saved")
+    adapter = LoRA(roles=("query", "value"), weights=str(tmp_path / "saved"))
+    at_start = make(adapter=adapter, shrinkage=1.0).fit(TEXTS, LABELS)
+    seen = []
+
+    class Watched(AdapterClassifier):
+        def _judge(self, plan, *args):
+            seen.append(plan.rows.frozen)
+            return super()._judge(plan, *args)
+
+    clf = Watched(**make(adapter=adapter, warm_start=True).get_params(deep=False))
+    clf.fit(TEXTS, LABELS).fit(TEXTS, LABELS)
+    for frozen in seen:
+        np.testing.assert_allclose(frozen, at_start.transform(TEXTS), atol=1e-5)
+    assert np.abs(clf.transform(TEXTS) - at_start.transform(TEXTS)).max() > 0.01

@@ -792,3 +792,24 @@ def test_head_of_labels_is_one_linear_map():
     assert clone(head).get_params() == {"C": 0.3, "max_iter": 1000}
     with pytest.raises(NotFittedError):
         clone(head).predict(X)
+
+
+@pytest.mark.parametrize(
+    "columns", [["good", 1], [("a", "good"), ("a", "red")], [1.5, 2.5]]
+)
+def test_names_of_labels_that_could_not_be_told_apart_are_refused(columns):
+    y = pd.DataFrame(LABELS, columns=pd.Index(columns))
+    with pytest.raises(ValueError, match="whose names are those of the labels"):
+        classifier().fit(TEXTS, y)
+    assert classifier().fit(TEXTS, y.set_axis([7, 9], axis=1)).classes_.tolist() == [
+        7,
+        9,
+    ]
+
+
+def test_scores_take_sparse_indicators_as_the_estimator_does():
+    scores = AdapterScores(classifier(adapter=None), cv=2, random_state=0)
+    np.testing.assert_array_equal(
+        scores.fit_transform(TEXTS, scipy.sparse.csr_matrix(LABELS)),
+        scores.fit_transform(TEXTS, LABELS),
+    )

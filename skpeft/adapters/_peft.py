@@ -143,12 +143,13 @@ def config_of(
         inputs = [p for p, layer in layers.items() if isinstance(layer, ScaledInput)]
         return {**config, "peft_type": "IA3", "feedforward_modules": sorted(inputs)}
     assert isinstance(spec, LoRA)
+    alpha = 2 * spec.rank if spec.alpha is None else spec.alpha
     return {
         **config,
         "peft_type": "LORA",
-        "r": spec.rank,
-        "lora_alpha": 2 * spec.rank if spec.alpha is None else spec.alpha,
-        "lora_dropout": spec.dropout,
+        "r": int(spec.rank),
+        "lora_alpha": np.asarray(alpha).item(),
+        "lora_dropout": float(spec.dropout),
         "use_rslora": bool(spec.rank_stabilized),
         "use_dora": bool(spec.use_dora),
         "bias": "none",
