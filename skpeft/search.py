@@ -250,9 +250,7 @@ def _fit_and_score(model, X, y, sample_weight, fold, scorer):
                 f"its score on {len(test)} held-out rows is NaN. Use a scoring that is "
                 "defined for the rows of every fold, or other folds."
             )
-    except (
-        Exception
-    ) as error:  # as in every search: this candidate is out, with a warning
+    except Exception as error:  # this candidate is out, with a warning
         return -np.inf, (np.nan, np.nan), error
     return score, (fitted - start, time.perf_counter() - fitted), None
 
