@@ -36,7 +36,7 @@ class StateCache:
     """Tensors by key within a limit of bytes; the least recently used go first."""
 
     def __init__(self, limit: int) -> None:
-        self.limit = limit
+        self._limits = [[limit]]
         self._lock = threading.Lock()
         self.clear()
 
@@ -65,11 +65,24 @@ class StateCache:
                 self._n_bytes += _size(tensors)
             self._shrink()
 
-    def set_limit(self, n_bytes: int) -> None:
-        """Keep no more than these bytes from now on."""
-        with self._lock:
-            self.limit = n_bytes
-            self._shrink()
+    @contextmanager
+    def limited(self, n_bytes: int) -> Iterator[None]:
+        """Inside, keep no more than these bytes; of several threads the last to come says."""
+        own = [n_bytes]  # an object of its own, whatever the number
+        try:
+            with self._lock:
+                self._limits.append(own)
+                self._shrink()
+            yield
+        finally:
+            with self._lock:
+                self._limits = [other for other in self._limits if other is not own]
+                self._shrink()
+
+    @property
+    def limit(self) -> int:
+        """Bytes that may be kept."""
+        return self._limits[-1][0]
 
     def info(self) -> CacheInfo:
         """Present state."""
@@ -131,12 +144,8 @@ def config_context(*, cache_bytes: int) -> Iterator[None]:
             f"cache_bytes={cache_bytes!r} was given; it must be at least 0, which keeps "
             "nothing."
         )
-    former = STATES.limit
-    STATES.set_limit(int(cache_bytes))
-    try:
+    with STATES.limited(int(cache_bytes)):
         yield
-    finally:
-        STATES.set_limit(former)
 
 
 def cache_info() -> CacheInfo:

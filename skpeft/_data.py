@@ -229,7 +229,7 @@ def n_columns(y) -> int:
         If y is made of sequences of unlike length.
     """
     try:
-        shape = y.shape if hasattr(y, "shape") else np.shape(y)
+        shape = y.shape if hasattr(y, "shape") else np.asarray(y).shape
     except ValueError as error:
         raise ValueError(
             "y holds sequences of unlike length; one target a row is expected. "

@@ -204,14 +204,18 @@ def write_folder(
     check_free(folder, known, mark)
     folder.parent.mkdir(parents=True, exist_ok=True)
     new, old = (_aside(folder, uuid.uuid4().hex, end) for end in ("new", "old"))
+    done = False
     try:
         new.mkdir()
         for name, data in contents.items():
             _write(new / name, data)
         _put(new, folder, old)
+        done = True
     finally:
         shutil.rmtree(new, ignore_errors=True)
-        if folder.exists():  # else the former model is there under its other name
+        if (
+            done or folder.exists()
+        ):  # else the former model is there under its other name
             shutil.rmtree(old, ignore_errors=True)
 
 

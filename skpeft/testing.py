@@ -598,7 +598,7 @@ def check_several_numbers(estimator):
         fitted = _fit(estimator, y=y, given=f"a list, with numbers in {given},")
         outputs = _outputs(fitted, _TEXTS)
         expected = expected or outputs
-        _must_be_equal(outputs, expected, f"numbers in {given}")
+        _must_be_equal(outputs, expected, f"numbers in {given}", _TOLERANCE)
     found = expected["predict"]
     assert found.shape == _NUMBERS.shape, (
         f"predict gave shape {found.shape} for {_NUMBERS.shape[1]} numbers; expected "

@@ -235,7 +235,12 @@ def test_adapter_of_sentence_transformers_gives_its_embeddings(
     pooled_folder, tmp_path, part
 ):
     model = models.load(pooled_folder("mpnet", "mean"))
-    model.add_adapter(peft.LoraConfig(r=2, target_modules=["attn.q", "attn.v"]))
+    try:
+        model.add_adapter(peft.LoraConfig(r=2, target_modules=["attn.q", "attn.v"]))
+    except ValueError as error:
+        if "version of PEFT" not in str(error):
+            raise
+        pytest.skip(f"this transformers refuses peft {peft.__version__}: {error}")
     disturb(model)
     if part == "model":
         model.save_pretrained(str(tmp_path / "adapter"), create_model_card=False)

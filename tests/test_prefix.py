@@ -396,8 +396,19 @@ def test_cache_keeps_within_its_limit_and_lets_the_oldest_go():
     cache.put("e", [torch.zeros(1000)])
     assert cache.info().n_samples == 0
     cache.put("f", [torch.zeros(1)])
-    cache.set_limit(0)
-    assert cache.info().n_bytes == 0
+    with cache.limited(0):
+        assert cache.info().n_bytes == 0
+
+
+def test_limits_of_two_threads_end_in_any_order():
+    before = cache_info().limit
+    first, second = config_context(cache_bytes=5), config_context(cache_bytes=7)
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert cache_info().limit == 7
+    second.__exit__(None, None, None)
+    assert cache_info().limit == before
 
 
 def test_config_context_sets_the_limit_and_takes_it_back():

@@ -275,7 +275,7 @@ def test_own_model_changed_later_is_noticed(model, change):
     np.testing.assert_allclose(
         fitted(model, None).transform(models.TEXTS),
         model.encode(models.TEXTS),
-        atol=1e-5,
+        atol=1e-4,  # of features of size 4
     )
     assert again._network.fingerprint != clf._network.fingerprint
 
