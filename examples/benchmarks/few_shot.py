@@ -273,6 +273,23 @@ def report(results, baseline):
     return f"{table(head, rows)}\n\n{table(mean_head, means)}"
 
 
+def runs_of(out, keys, places, run):
+    """Runs that a file of JSON lines holds, and of other places those made now.
+
+    A place is a tuple with a value for each of `keys`; what `run` gives for it is appended
+    to the file with these.
+    """
+    lines = out.read_text().splitlines() if out.exists() else []
+    done = [json.loads(line) for line in lines]
+    known = {tuple(run[key] for key in keys) for run in done}
+    for place in places:
+        if place not in known:
+            done.append(dict(zip(keys, place, strict=True)) | run(*place))
+            with out.open("a") as file:
+                file.write(json.dumps(done[-1]) + "\n")
+    return done
+
+
 def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter

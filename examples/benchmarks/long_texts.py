@@ -13,7 +13,6 @@ Results are appended line by line, and what is there already is not run again.
 
 import argparse
 import importlib.util
-import json
 import time
 import warnings
 from pathlib import Path
@@ -21,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from few_shot import draw, probe_cv, read
+from few_shot import draw, probe_cv, read, runs_of
 
 from skpeft import AdapterClassifier
 from skpeft.encoders import TextEncoder
@@ -128,25 +127,20 @@ def main():
     parser.add_argument("--report", action="store_true")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    lines = args.out.read_text().splitlines() if args.out.exists() else []
-    done = [json.loads(line) for line in lines]
-    if not args.report:
-        keys = ("set", "shots", "split", "method", "long_text")
-        known = {tuple(run[key] for key in keys) for run in done}
-        for place in (
-            (name, args.shots, split, method, long_text)
-            for split in range(args.splits)
-            for name in args.sets
-            for method in args.methods
-            for long_text in ("truncate", "chunk")
-        ):
-            if place in known:
-                continue
-            name, _, split, method, long_text = place
-            run = dict(zip(keys, place, strict=True)) | {"threads": args.threads}
-            done.append(run | run_one(args, name, split, method, long_text))
-            with args.out.open("a") as file:
-                file.write(json.dumps(done[-1]) + "\n")
+    places = [
+        (name, args.shots, split, method, long_text)
+        for split in range(args.splits)
+        for name in args.sets
+        for method in args.methods
+        for long_text in ("truncate", "chunk")
+    ]
+
+    def run(name, shots, split, method, long_text):
+        found = run_one(args, name, split, method, long_text)
+        return {"threads": args.threads} | found
+
+    keys = ("set", "shots", "split", "method", "long_text")
+    done = runs_of(args.out, keys, [] if args.report else places, run)
     report(pd.DataFrame(done))
 
 

@@ -10,7 +10,6 @@ appended line by line, and what is there already is not run again.
 
 import argparse
 import io
-import json
 import time
 from pathlib import Path
 
@@ -18,7 +17,7 @@ import joblib
 import numpy as np
 import pandas as pd
 import torch
-from few_shot import draw, probe_cv, read
+from few_shot import draw, probe_cv, read, runs_of
 
 from skpeft import AdapterClassifier
 from skpeft.adapters import (
@@ -113,27 +112,20 @@ def main():
     parser.add_argument("--report", action="store_true")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    lines = args.out.read_text().splitlines() if args.out.exists() else []
-    done = [json.loads(line) for line in lines]
-    if not args.report:
-        keys = ("set", "shots", "split", "method", "rate")
-        known = {tuple(run[key] for key in keys) for run in done}
-        splits = range(args.first_split, args.first_split + args.splits)
-        for place in (
-            (name, args.shots, split, method, rate)
-            for split in splits
-            for name in args.sets
-            for method in args.methods
-            for rate in args.rates
-        ):
-            if place in known:
-                continue
-            name, _, split, method, rate = place
-            run = dict(zip(keys, place, strict=True))
-            run |= {"threads": args.threads, "test_rows": args.test_rows}
-            done.append(run | run_one(args, name, split, method, rate))
-            with args.out.open("a") as file:
-                file.write(json.dumps(done[-1]) + "\n")
+    places = [
+        (name, args.shots, split, method, rate)
+        for split in range(args.first_split, args.first_split + args.splits)
+        for name in args.sets
+        for method in args.methods
+        for rate in args.rates
+    ]
+
+    def run(name, shots, split, method, rate):
+        found = run_one(args, name, split, method, rate)
+        return {"threads": args.threads, "test_rows": args.test_rows} | found
+
+    keys = ("set", "shots", "split", "method", "rate")
+    done = runs_of(args.out, keys, [] if args.report else places, run)
     report(pd.DataFrame([run for run in done if run["shots"] == args.shots]))
 
 
