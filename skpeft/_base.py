@@ -1,25 +1,19 @@
 """What classifier and regressor share: constraints, the way through fit, features."""
 
-import copy
-import re
 import sys
 import time
 import warnings
-from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
 from types import SimpleNamespace
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar
 
 import numpy as np
 from sklearn.base import (
     ClassNamePrefixFeaturesOutMixin,
     TransformerMixin,
-    clone,
     is_classifier,
     is_regressor,
 )
-from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_consistent_length, check_is_fitted
 
 from skpeft._callbacks import CallbackSupportMixin, told_of_epochs
@@ -35,56 +29,8 @@ from skpeft._validation import (
     validate_spec,
 )
 
-# How torch says it where it has no kind of its own for it: on a CPU, and on Apple's GPUs.
-_NO_MEMORY = "can't allocate memory|out of memory"
 # Learned from X before training, and needed by it.
 _OF_INPUT = ("n_features_in_", "feature_names_in_")
-
-
-class Plan(NamedTuple):
-    """What fit works on once nothing in the input can be wrong any more."""
-
-    network: Any
-    start: Any
-    settings: Any
-    past: Any
-    rows: Any
-    training: Any
-    validation: Any
-    held_out: bool
-    random_state: np.random.RandomState
-
-    @property
-    def items(self):
-        """All prepared samples, each once."""
-        more = [] if self.validation is None else self.validation.items
-        return list({id(i): i for i in [*self.rows.items, *more]}.values())
-
-
-@contextmanager
-def memory_error_explained(batch_size):
-    """If the body runs out of memory, the error says what takes less of it."""
-    import torch
-
-    try:
-        yield
-    except (MemoryError, RuntimeError) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        known = isinstance(error, MemoryError | torch.OutOfMemoryError)
-        if not (known or re.search(_NO_MEMORY, reason)):
-            raise
-        raise MemoryError(
-            f"The memory of the device did not suffice for fit with batch_size={batch_size!r} "
-            f"({reason}). Give a smaller batch_size, such as 8, a smaller layers, or as "
-            "encoder a spec with a smaller max_length."
-        ) from error
-
-
-def _but_dropout(adapter):
-    """Copy of a spec that does not tell how it is trained."""
-    if not hasattr(adapter, "dropout"):
-        return adapter
-    return clone(adapter).set_params(dropout=0.0)
 
 
 class BaseAdapterEstimator(
@@ -184,11 +130,13 @@ class BaseAdapterEstimator(
             If the memory of the device does not suffice.
         """
         self._validate_params()
+        from skpeft import _fitting
+
         start = time.perf_counter()
         validation, former = (X_val, y_val, sample_weight_val), dict(vars(self))
         try:
-            with memory_error_explained(self.batch_size):
-                work = self._check_all(X, y, sample_weight, validation)
+            with _fitting.memory_error_explained(self.batch_size):
+                plan, target = self._check_all(X, y, sample_weight, validation)
         except Exception:  # refused: an earlier fit stays whole
             vars(self).clear()
             vars(self).update(former)
@@ -196,25 +144,22 @@ class BaseAdapterEstimator(
         except BaseException:  # an interrupt: this fit was wanted, not the earlier one
             self._forget()
             raise
-        plan, objective, data, target = work
+        given = {} if sample_weight is None else {"sample_weight": sample_weight}
         try:  # from here on, fit succeeds or leaves nothing
             self._forget(*_OF_INPUT)
             with (
-                memory_error_explained(self.batch_size),
+                _fitting.memory_error_explained(self.batch_size),
                 told_of_epochs(
                     self,
                     plan.settings,
-                    partial(self._snapshot, plan, data, target),
+                    lambda: _fitting.snapshot(plan) | target.attributes,
                     X=X,
                     y=y,
-                    metadata=(
-                        {}
-                        if sample_weight is None
-                        else {"sample_weight": sample_weight}
-                    ),
+                    metadata=given,
                 ) as settings,
             ):
-                self._run(plan._replace(settings=settings), objective, data, target)
+                learned = _fitting.run(replace(plan, settings=settings))
+            vars(self).update(target.attributes | learned)
         except BaseException:
             self._forget()
             raise
@@ -223,7 +168,8 @@ class BaseAdapterEstimator(
         return self
 
     def _check_all(self, X, y, sample_weight, validation):
-        """Refuse what is wrong with parameters and data; give what `_run` works on."""
+        """Refuse what is wrong with parameters and data; give the plan of the fit."""
+        from skpeft._planning import make_plan
         from skpeft.adapters import resolve_adapter
         from skpeft.encoders import resolve_encoder
         from skpeft.objectives import resolve_objective
@@ -237,23 +183,12 @@ class BaseAdapterEstimator(
         objective = resolve_objective(self.objective, target.task, pairs=pairs)
         data = self._with_hints(data, target)
         held_out = self._check_validation(*validation, encoder.modality, y)
-        plan = self._plan(encoder, adapter, objective, data, target, held_out)
-        return plan, objective, data, target
-
-    def _snapshot(self, plan, data, target):
-        """Fitted attributes as if training had stopped, with the adapters as trained."""
-        network = copy.deepcopy(plan.network)
-        features = network.features(plan.rows.items)
-        return {
-            "_network": network,
-            "_n_features_out": features.shape[1],
-            "head_": self._fit_head(features, plan, data, target),
-            **target.attributes,
-        }
+        plan = make_plan(self, encoder, adapter, objective, data, target, held_out)
+        return plan, target
 
     def _summary(self, seconds):
         """One line about the fit, which took these seconds."""
-        from skpeft._network import resolve_precision
+        from skpeft._device import resolve_precision
 
         device, trained = self._network.live.device, self.n_trainable_params_
         types = resolve_precision(self.precision, device)
@@ -266,170 +201,6 @@ class BaseAdapterEstimator(
         ]
         return f"{type(self).__name__}: {'; '.join(parts)}".replace("torch.", "")
 
-    def _plan(self, encoder, adapter, objective, data, target, held_out):
-        """Build the networks and prepare the rows: all that can fail for a wrong input."""
-        from skpeft._network import AdapterNetwork
-        from skpeft._training import History
-
-        random_state = self.random_state
-        if random_state is None:  # fresh entropy: the global generator is left alone
-            random_state = np.random.RandomState()
-        random_state = check_random_state(random_state)
-        place = {
-            "n_features": self.n_features_in_,
-            "device": self.device,
-            "precision": self.precision,
-            "seed": int(random_state.randint(2**31 - 1)),
-        }
-        goes_on = self.warm_start and self.__sklearn_is_fitted__()
-        if goes_on:  # the frozen network of the last fit, from which it was drawn back
-            place["seed"] = self._network.seed
-        network = AdapterNetwork(encoder, adapter, self.layers, **place)
-        start = network.state()
-        asks = network.trains and self._asks_frozen(objective)
-        rows, validation = self._prepare(network, data, held_out, target, asks)
-        past = self._resume(network, start) if goes_on else History()
-        training = rows
-        if held_out is None:
-            training, validation = self._split(rows, target, random_state)
-        settings = None
-        if network.trains:
-            settings = self._settings(network, objective, training, validation)
-        return Plan(
-            network,
-            start,
-            settings,
-            past,
-            rows,
-            training,
-            validation,
-            held_out is not None,
-            random_state,
-        )
-
-    def _run(self, plan, objective, data, target):
-        """Train the adapters, fit the head; assign attributes at the very end."""
-        from skpeft._shrinkage import Verdict, between
-        from skpeft.heads import temper
-
-        network, history, verdict = plan.network, plan.past, Verdict(1.0, 1.0)
-        network.remember(plan.items)
-        if network.trains:
-            new, finished = self._train(plan, objective)
-            history += new
-            trained = network.state()
-            if finished:
-                verdict = self._judge(plan, objective, history, trained)
-            network.load_state(between(plan.start, trained, verdict.strength))
-        features = network.features(plan.rows.items)
-        self.head_ = self._fit_head(features, plan, data, target)
-        if self._task == "classification":
-            self.temperature_ = verdict.temperature
-            if self.temperature_ != 1.0:
-                temper(self.head_, self.temperature_)
-        self.shrinkage_ = 1.0 - verdict.strength
-        self.loss_curve_ = history.losses
-        self.validation_scores_ = history.scores
-        self.n_epochs_ = len(history.losses)
-        self.n_trainable_params_ = network.n_trained
-        self.n_frozen_params_ = network.n_frozen
-        self._n_features_out = features.shape[1]
-        vars(self).update(target.attributes)
-        self._network = network
-
-    def _train(self, plan, objective):
-        """Train the adapters on all rows; what happened, and whether it came to its end."""
-        from skpeft._network import NotFiniteError
-        from skpeft._training import History, train
-
-        history, settings = History(), plan.settings
-        try:
-            train(
-                plan.network,
-                plan.training,
-                objective,
-                settings,
-                plan.random_state,
-                history,
-                plan.validation,
-            )
-        except KeyboardInterrupt:
-            if not self._keeps_interrupted:
-                raise
-            warnings.warn(
-                f"Training was interrupted after {len(history.losses)} of "
-                f"{settings.max_epochs} epochs; the best state so far is kept and the head "
-                "is fitted on it.",
-                UserWarning,
-                stacklevel=4,
-            )
-            return history, False
-        except NotFiniteError as error:
-            if settings.patience is None or not history.scores:
-                raise
-            del history.losses[len(history.scores) :]  # of the epoch that had no score
-            warnings.warn(
-                f"{error} Training was stopped; the best of the {len(history.scores)} "
-                "epochs before is kept.",
-                UserWarning,
-                stacklevel=4,
-            )
-        return history, True
-
-    def _judge(self, plan, objective, history, trained):
-        """How far to trust the adapters, and how sure the head may be."""
-        from skpeft._network import NotFiniteError
-        from skpeft._shrinkage import Verdict, fit_half, judge, validate
-
-        if self.shrinkage != "auto":
-            return Verdict(1.0 - self.shrinkage, 1.0)
-        if self.head is not None:
-            return Verdict(1.0, 1.0)
-        try:
-            if plan.held_out:
-                evidence = validate(
-                    plan.network,
-                    trained,
-                    plan.training,
-                    plan.validation,
-                    partial(self._held_out_outputs, objective.task),
-                )
-            else:
-                evidence = fit_half(
-                    plan.network,
-                    plan.start,
-                    plan.rows,
-                    objective,
-                    replace(plan.settings, max_epochs=len(history.losses)),
-                    plan.random_state,
-                    partial(self._held_out_outputs, objective.task),
-                )
-        except (KeyboardInterrupt, NotFiniteError) as error:
-            if isinstance(error, KeyboardInterrupt) and not self._keeps_interrupted:
-                raise
-            reason = str(error) or "an interrupt"
-            warnings.warn(
-                "How far to trust the adapters could not be found out on held-out rows "
-                f"({reason}); they stay as trained. shrinkage=0.0 leaves this step out.",
-                UserWarning,
-                stacklevel=4,
-            )
-            return Verdict(1.0, 1.0)
-        return (
-            Verdict(1.0, 1.0) if evidence is None else judge(evidence, objective.task)
-        )
-
-    def _held_out_outputs(self, task, features, rows, unseen):
-        """Outputs for unseen rows of the default head fitted on others."""
-        from skpeft.heads import default_head, fit_head, logits
-
-        y, weights = rows.targets, rows.weights
-        head = default_head(features, y, weights, rows.frozen, task)
-        head = fit_head(head, features, y, weights, weighted=True)
-        if self._task == "classification":
-            return logits(head, unseen)
-        return head.predict(unseen)
-
     def _validate_params(self):
         validate_spec(self)
 
@@ -440,35 +211,6 @@ class BaseAdapterEstimator(
         for name in [name for name in vars(self) if name.endswith("_")]:
             if name not in kept:
                 delattr(self, name)
-
-    def _resume(self, network, start):
-        """Start a network from what the last fit trained; gives what happened so far."""
-        from skpeft._shrinkage import between
-        from skpeft._training import History
-
-        state, strength = self._network.state(), 1.0 - self.shrinkage_
-        try:
-            network.load_state(state)
-            if 0.01 < strength < 1.0:  # undo the shrinkage, which would add up
-                network.load_state(between(start, state, 1.0 / strength))
-        except ValueError as error:
-            raise ValueError(
-                "warm_start=True continues the last fit, but the adapter or its layers "
-                f"have changed since ({error}). Set warm_start=False to start anew."
-            ) from error
-        if repr(_but_dropout(self._network.adapter)) != repr(
-            _but_dropout(network.adapter)
-        ):
-            raise ValueError(
-                f"warm_start=True continues the last fit, of {self._network.adapter!r}, but "
-                f"adapter is now {network.adapter!r}. Set warm_start=False to start anew."
-            )
-        if not self._network.knows(network.live.backbone):
-            raise ValueError(
-                "warm_start=True continues the last fit, but the encoder has changed "
-                "since. Set warm_start=False to start anew."
-            )
-        return History(list(self.loss_curve_), list(self.validation_scores_))
 
     def _check_rows(self, X, y, sample_weight, modality, *, reset):
         """Check X, y and weights, and drop the rows of weight 0."""
@@ -535,109 +277,6 @@ class BaseAdapterEstimator(
     def _total_weights(self, data, target):
         """Row weights of a data set, or None where all count the same."""
         return data.weights
-
-    def _asks_frozen(self, objective):
-        """Whether anything in a fit looks at features before training."""
-        judges = self.shrinkage == "auto" and self.head is None
-        chooses = self.head is None and self._task == "regression"
-        return objective.needs_predictions or judges or chooses
-
-    def _prepare(self, network, data, held_out, target, asks_frozen):
-        """Tokenise all rows at once; those of `data`, and those held out if there are any."""
-        given = [data] if held_out is None else [data, held_out]
-        items = network.prepare([sample for part in given for sample in part.samples])
-        n_rows = len(data.y)
-        rows = self._rows(network, items[:n_rows], data, target, asks_frozen)
-        if held_out is None:
-            return rows, None
-        unseen = self._rows(network, items[n_rows:], held_out, target, asks_frozen)
-        return rows, unseen
-
-    def _rows(self, network, items, data, target, asks_frozen):
-        """Encode the targets; one weight a row."""
-        from skpeft._training import Rows
-
-        weights = self._total_weights(data, target)
-        if weights is None:
-            weights = np.ones(len(data.y))
-        if not weights.any():
-            raise ValueError(
-                "All validation rows have weight 0, by sample_weight_val or class_weight, "
-                "so nothing can be seen on them. Give other rows, or none."
-            )
-        weights = weights / weights.max()  # large and small ones, without overflow
-        weights = weights / weights.mean()
-        frozen = network.start_features(items) if asks_frozen else None
-        return Rows(items, target.encode(data.y), weights, data.n_hints, frozen)
-
-    def _split(self, rows, target, random_state):
-        """Rows for training and, with early stopping, rows for validation."""
-        from skpeft._data import split_rows
-
-        if self.early_stopping is not True:
-            return rows, None
-        own = rows.own
-        strata = own.targets if target.task == "classification" else None
-        kept, left = split_rows(
-            len(own.items), self.validation_fraction, strata, random_state
-        )
-        if strata is not None:  # every class needs a row to be learned from
-            first = np.unique(own.targets, return_index=True)[1]
-            missing = first[~np.isin(own.targets[first], own.targets[kept])]
-            kept, left = np.append(kept, missing), np.setdiff1d(left, missing)
-        return rows.take(rows.with_hints(kept)), rows.take(left)
-
-    def _settings(self, network, objective, training, validation):
-        """Settings of the training loop, with each None replaced by what it stands for."""
-        from skpeft._training import Settings, default_batch_size
-
-        n_rows = len(training.items)
-        if (
-            objective.balanced_batches
-            and self.batch_size is not None
-            and self.batch_size < 4
-        ):
-            raise ValueError(
-                f"batch_size={self.batch_size} was given, but {objective!r} compares the rows "
-                "of a batch; give at least 4, so that two rows of two classes fit in."
-            )
-        if objective.balanced_batches and np.bincount(training.targets).max() < 2:
-            warnings.warn(
-                f"No class has two rows, so {objective!r} has nothing to draw together and "
-                "the adapters stay as they are. Add rows, or use objective='cross_entropy'.",
-                UserWarning,
-                stacklevel=5,
-            )
-        n_tokens = np.mean(network.lengths(training.items))
-        stops = validation is not None and self.early_stopping is not False
-        n_epochs = self.max_epochs or objective.default_epochs(n_rows)
-        batch_size = self.batch_size or default_batch_size(objective, n_tokens)
-        pace = objective.pace(n_epochs * -(-n_rows // batch_size))
-        return Settings(
-            max_epochs=n_epochs,
-            batch_size=batch_size,
-            learning_rate=self.learning_rate
-            or pace * network.adapter.default_learning_rate,
-            weight_decay=self.weight_decay,
-            warmup_fraction=self.warmup_fraction,
-            patience=self.n_iter_no_change if stops else None,
-            tol=self.tol,
-            verbose=self.verbose,
-            callback=self.callback,
-        )
-
-    def _fit_head(self, features, plan, data, target):
-        """Fit the head of the user, or the default one, on adapted features."""
-        from skpeft.heads import default_head, fit_head
-
-        given = self._total_weights(data, target)
-        head, weights = self.head, plan.rows.weights
-        if head is None:
-            frozen = plan.rows.frozen if plan.network.trains else features
-            head = default_head(features, data.y, weights, frozen, target.task)
-        else:
-            weights = given
-        return fit_head(head, features, data.y, weights, given is not None)
 
     def _check_head(self, sample_weight):
         """Refuse a head of the other kind, or one that cannot take the weights given."""
@@ -887,7 +526,7 @@ class BaseAdapterEstimator(
         """What scikit-learn's HTML shows: once fitted, how much was trained, and where."""
         caption = None
         if self.__sklearn_is_fitted__():
-            from skpeft._network import resolve_device
+            from skpeft._device import resolve_device
 
             n_trained, n_frozen = self.n_trainable_params_, self.n_frozen_params_
             caption = (

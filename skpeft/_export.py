@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from skpeft._network import AdapterNetwork, merge
+from skpeft._network import AdapterNetwork
+from skpeft._sites import merge
 from skpeft.encoders.base import Backbone
 
 

@@ -3,7 +3,6 @@
 import copy
 import hashlib
 import threading
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, NamedTuple
@@ -18,20 +17,21 @@ import skpeft
 from skpeft import _prefix
 from skpeft._cache import STATES
 from skpeft._data import length_batches
-from skpeft._validation import one_of
-from skpeft.adapters import _peft
-from skpeft.adapters.base import (
-    WHOLE_BLOCK,
-    AdaptedLayer,
-    Adapter,
-    GeneratorDropout,
-    Stack,
-    unwrapped,
+from skpeft._device import resolve_device, resolve_precision, warn_slow
+from skpeft._sites import (
+    Layers,
+    attach,
+    block_indices,
+    block_paths,
+    join_paths,
+    known_table,
+    linear_names,
+    roles_at,
 )
-from skpeft.encoders import FAMILIES
+from skpeft.adapters import _peft
+from skpeft.adapters.base import Adapter, GeneratorDropout
 from skpeft.encoders.base import Backbone, Encoder, Item, same_features
 
-Layers = int | Sequence[int] | str | None
 #: Layout of pickled networks; raised when an older version could not read a new one.
 FORMAT = 1
 # Tokens that go through at once, padding included: on a CPU, where 512 took 0.5 to 0.6 of
@@ -180,7 +180,9 @@ class AdapterNetwork:
                 f"adapts the blocks {indices} of {len(blocks)}. Leave layers='auto', which "
                 "takes the blocks of the file."
             )
-        paths = {(i, r): _join(backbone.root, blocks[i], table[r]) for i, r in found}
+        paths = {
+            (i, r): join_paths(backbone.root, blocks[i], table[r]) for i, r in found
+        }
         return {paths[site]: parts for site, parts in found.items()}
 
     @property
@@ -309,7 +311,7 @@ class AdapterNetwork:
         live = self.live
         if self.adapter is None or live.backbone.role_table is None:
             return None
-        path = _join(live.backbone.root, live.backbone.role_table["blocks"])
+        path = join_paths(live.backbone.root, live.backbone.role_table["blocks"])
         lengths = self.lengths(items)
         # Items of all lengths, and the last of them by itself, as other batches will be.
         order = np.argsort(np.negative(lengths), kind="stable")
@@ -542,158 +544,6 @@ def _sealed(state: dict[str, Any]) -> dict[str, Any]:
     return {**about, "digest": _content(state["_stored"]), **state}
 
 
-def attach(
-    module: nn.Module,
-    backbone: Backbone,
-    adapter: Adapter,
-    layers: Layers,
-    generator: torch.Generator,
-) -> int:
-    """Put the layers of an adapter into a network's own module tree, in place.
-
-    Returns the index of the lowest block that is no longer frozen.
-    """
-    if adapter.trains_encoder and (layers is None or isinstance(layers, str)):
-        adapter.release(module)
-        return 0
-    table = known_table(backbone)
-    root = module.get_submodule(backbone.root)
-    blocks = find_blocks(root, table)
-    indices = block_indices(backbone, layers, len(blocks))
-    chosen = [blocks[i] for i in indices]
-    if adapter.trains_encoder:
-        for block in chosen:
-            adapter.release(block)
-        return indices[0]
-    paths = [_join(backbone.root, path) for path in block_paths(backbone)]
-    for member in adapter.members:
-        roles = roles_at(backbone, member)
-        stack = Stack(
-            [find_sites(block, roles, table, member) for block in chosen],
-            [module.get_submodule(paths[i]) for i in indices],
-            root=root,
-            n_heads=backbone.n_heads,
-            n_calls=backbone.n_calls,
-        )
-        for i, replaced in zip(indices, member.attach(stack, generator), strict=True):
-            for role, layer in replaced.items():
-                if not isinstance(layer, AdaptedLayer):
-                    raise TypeError(
-                        f"{member!r} replaced a layer by a {type(layer).__name__}; an "
-                        "AdaptedLayer is expected, so that the frozen layer inside is known."
-                    )
-                if role == WHOLE_BLOCK:
-                    where, name = module, paths[i]
-                else:
-                    where, name = blocks[i], table[role]
-                where.set_submodule(name, layer)
-    return indices[0]
-
-
-def block_paths(backbone: Backbone) -> list[str]:
-    """Path of each transformer block, from the root of a backbone."""
-    path = known_table(backbone)["blocks"]
-    blocks = backbone.module.get_submodule(_join(backbone.root, path))
-    names = [name for name, _ in blocks.named_children()] if path else [""]
-    return [_join(path, name) for name in names]
-
-
-def merge(module: nn.Module) -> nn.Module:
-    """Fold adapters into their layers, in place and wherever that can be done.
-
-    Adapters that have no merged form stay, around layers that are merged inside.
-
-    Parameters
-    ----------
-    module : torch.nn.Module
-        A tree that nobody else uses.
-
-    Returns
-    -------
-    torch.nn.Module
-        The module, or what it was merged to.
-    """
-    done: dict[int, nn.Module] = {}
-
-    def replaced(part: nn.Module) -> nn.Module:
-        if id(part) not in done:  # one module may stand in several places
-            layer = part.merged() if isinstance(part, AdaptedLayer) else None
-            done[id(part)] = layer or part
-            if layer is None:
-                for name, child in list(part.named_children()):
-                    setattr(part, name, replaced(child))
-        return done[id(part)]
-
-    return replaced(module)
-
-
-def known_table(backbone: Backbone) -> dict[str, str]:
-    """Role table of a backbone; a `ValueError` where its family is not known."""
-    table = backbone.role_table
-    if table is None:
-        raise ValueError(
-            f"The model family {backbone.family!r} is not known, so there is no telling "
-            f"where adapters go. Known families: {sorted(FAMILIES)}. Pass role_table= to "
-            "the encoder: a dict with the path of the list of blocks under 'blocks' and, "
-            "for each role ('query', 'key', 'value', 'attention_output', 'ffn_in', "
-            "'ffn_out'), the path of its linear layer inside a block. Linear layers "
-            f"found: {linear_names(backbone.module.get_submodule(backbone.root))}."
-        )
-    return table
-
-
-def roles_at(backbone: Backbone, adapter: Adapter) -> tuple[str, ...]:
-    """Roles at which an adapter acts in an encoder, known to be there.
-
-    Raises
-    ------
-    ValueError
-        If the encoder lacks a role, or two roles lead to one layer.
-    """
-    table = known_table(backbone)
-    roles = adapter.roles_in(table)
-    if not roles:
-        raise ValueError(f"{adapter!r} names no role, so it would adapt nothing.")
-    for role in roles:
-        if role not in table or role == "blocks":
-            known = [name for name in table if name != "blocks"]
-            raise ValueError(
-                f"{adapter!r}: " + one_of(role, known, "role of this encoder")
-            )
-    paths = [table[role] for role in roles]
-    if len(set(paths)) < len(paths):
-        raise ValueError(
-            f"{adapter!r} acts on the roles {roles}, but in this encoder these lead to "
-            f"one layer more than once: {paths}. Name each layer once."
-        )
-    return roles
-
-
-def block_indices(backbone: Backbone, layers: Layers, n_blocks: int) -> list[int]:
-    """Indices of the chosen blocks; where blocks share their weights, all or none."""
-    if backbone.n_calls is None:
-        return layer_indices(layers, n_blocks)
-    if not (layers is None or isinstance(layers, str)):
-        raise ValueError(
-            f"layers={layers!r} was given, but the blocks of this encoder (family "
-            f"{backbone.family!r}) share their weights, so one adapter serves all "
-            f"{backbone.n_calls} of them. Leave layers='auto', or None."
-        )
-    return list(range(n_blocks))
-
-
-def find_blocks(root: nn.Module, table: dict[str, str]) -> list[nn.Module]:
-    """Transformer blocks; a root without a list of them is one block."""
-    path = table["blocks"]
-    blocks = list(root.get_submodule(path).children()) if path else [root]
-    if not blocks:
-        raise ValueError(
-            f"The role table says that the blocks are at {path!r}, but nothing is inside. "
-            "Give the path of the list of transformer blocks."
-        )
-    return blocks
-
-
 def _content(arrays: Mapping[str, np.ndarray]) -> bytes:
     """Digest of a prepared sample, or of trained tensors."""
     state = hashlib.blake2b(digest_size=16)
@@ -701,81 +551,6 @@ def _content(arrays: Mapping[str, np.ndarray]) -> bytes:
         state.update(f"{name} {array.dtype} {array.shape}".encode())
         state.update(np.ascontiguousarray(array).data)
     return state.digest()
-
-
-def _join(*paths: str) -> str:
-    return ".".join(path for path in paths if path)
-
-
-def layer_indices(layers: Layers, n_blocks: int) -> list[int]:
-    """Indices of the chosen blocks: the upper two thirds, all, the last n, or those named.
-
-    Raises
-    ------
-    ValueError
-        If a block is named that is not there.
-    """
-    if layers is None:
-        return list(range(n_blocks))
-    if isinstance(layers, str):  # "auto"
-        return list(range(n_blocks // 3, n_blocks))
-    if isinstance(layers, int | np.integer):
-        indices, valid = (
-            list(range(n_blocks - int(layers), n_blocks)),
-            0 < layers <= n_blocks,
-        )
-    else:
-        indices = list(layers)
-        valid = bool(indices) and all(
-            isinstance(i, int | np.integer) and -n_blocks <= i < n_blocks
-            for i in indices
-        )
-    if not valid:
-        raise ValueError(
-            f"layers={layers!r} was given, but the encoder has {n_blocks} blocks: a number "
-            f"from 1 to {n_blocks} means the last ones, a sequence holds indices from 0 to "
-            f"{n_blocks - 1}, None means all, 'auto' the upper two thirds."
-        )
-    return sorted({int(i) % n_blocks for i in indices})
-
-
-def find_sites(
-    block: nn.Module, roles: Sequence[str], table: dict[str, str], adapter: Adapter
-) -> dict[str, nn.Module]:
-    """Layers of a block by role; a normalisation that the block does without is left out."""
-    found = {role: find_site(block, role, table) for role in roles}
-    for role, layer in found.items():
-        if not (adapter.adapts_norms or isinstance(unwrapped(layer), nn.Linear)):
-            raise ValueError(
-                f"{adapter!r} acts on linear layers, but the role {role!r} of this encoder "
-                f"is a {type(layer).__name__}. Name other roles, or use LayerNormTuning."
-            )
-    return {r: x for r, x in found.items() if not isinstance(x, nn.Identity)}
-
-
-def find_site(block: nn.Module, role: str, table: dict[str, str]) -> nn.Module:
-    """Layer of a block that has a role: linear, or a normalisation where its name says so."""
-    try:
-        site: Any = block.get_submodule(table[role])
-    except AttributeError:
-        site = None
-    is_norm = role.endswith("_norm") and getattr(site, "weight", None) is not None
-    is_left_out = role.endswith("_norm") and isinstance(site, nn.Identity)
-    if not (isinstance(unwrapped(site), nn.Linear) or is_norm or is_left_out):
-        found = "nothing" if site is None else f"a {type(site).__name__}"
-        raise ValueError(
-            f"The role table says that {role!r} is at {table[role]!r} of a block, but "
-            f"{found} is there; adapters wrap torch.nn.Linear layers. Linear layers found "
-            f"in the block: {linear_names(block)}."
-        )
-    return site
-
-
-def linear_names(module: nn.Module) -> list[str]:
-    """Paths of the linear layers in a module."""
-    return [
-        name for name, part in module.named_modules() if isinstance(part, nn.Linear)
-    ]
 
 
 def load_tensors(module: nn.Module, state: dict[str, np.ndarray]) -> None:
@@ -795,49 +570,6 @@ def load_tensors(module: nn.Module, state: dict[str, np.ndarray]) -> None:
     with torch.no_grad():
         for name, tensor in own.items():
             tensor.copy_(torch.from_numpy(np.array(state[name])))
-
-
-def resolve_device(device: str) -> torch.device:
-    """The torch device that "auto" or a name stands for."""
-    if device != "auto":
-        try:
-            found = torch.device(device)
-            torch.empty(0, device=found)
-        except (RuntimeError, AssertionError) as error:
-            reason = str(error).splitlines()[0].split(". ")[0]
-            raise ValueError(
-                f"device={device!r} cannot be used on this machine ({reason}). Give "
-                "'auto', 'cpu', or a device that torch finds here."
-            ) from error
-        return found
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-
-
-def resolve_precision(
-    precision: str, device: torch.device
-) -> tuple[torch.dtype, torch.dtype | None]:
-    """Type of the weights, and type of matrix products where it differs."""
-    if precision == "float64":
-        return torch.float64, None
-    if precision == "bfloat16" or (precision == "auto" and device.type == "cuda"):
-        return torch.float32, torch.bfloat16
-    return torch.float32, None
-
-
-def warn_slow(device: torch.device, products: torch.dtype | None) -> None:
-    """Tell where matrix products in bfloat16 are asked of a processor that has none."""
-    ask = getattr(torch.cpu, "get_capabilities", dict)  # older versions cannot tell
-    known = [has for name, has in ask().items() if "bf16" in name]
-    if device.type == "cpu" and products == torch.bfloat16 and known and not any(known):
-        warnings.warn(
-            "precision='bfloat16' was given, but this processor has no instructions for "
-            "it, so matrix products are slower and less exact than in float32. Use "
-            "precision='auto' or 'float32' here.",
-            UserWarning,
-            stacklevel=3,
-        )
 
 
 @contextmanager

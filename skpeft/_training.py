@@ -205,22 +205,24 @@ def epochs(
     limit = 0.0
     for _ in range(settings.max_epochs):
         losses = []
-        for batch in batches(rows, lengths, objective, settings, random_state):
+        for numbers in batches(rows, lengths, objective, settings, random_state):
+            batch = rows.take(numbers)
+            features = network.forward(batch.items)
+            loss = mean_objective(features, linear, batch, objective)
             for group in optimizer.param_groups:
                 group["lr"] = next(rate)
-            losses.append(
-                train_step(network, linear, rows.take(batch), objective, optimizer)
-            )
-        loss = float(torch.stack(losses).mean())
+            update(optimizer, loss)
+            losses.append(loss.detach())
+        mean = float(torch.stack(losses).mean())
         limit = limit or _EXPLODED * max(float(losses[0]), 1.0)
-        if not (loss < limit and all(p.isfinite().all() for p in parameters)):
+        if not (mean < limit and all(p.isfinite().all() for p in parameters)):
             raise NotFiniteError(
-                f"The training loss became {loss:.3g}, or weights beyond all numbers. "
+                f"The training loss became {mean:.3g}, or weights beyond all numbers. "
                 f"learning_rate={settings.learning_rate} or weight_decay="
                 f"{settings.weight_decay} is probably too high for this adapter; give a "
                 "lower one."
             )
-        yield loss
+        yield mean
 
 
 def default_batch_size(objective: Objective, n_tokens: float) -> int:
@@ -249,21 +251,13 @@ def batches(
     return shuffled_batches(lengths, settings.batch_size, random_state)
 
 
-def train_step(
-    network: AdapterNetwork,
-    linear: Linear | None,
-    batch: Rows,
-    objective: Objective,
-    optimizer: torch.optim.Optimizer,
-) -> Tensor:
-    """One step: forward, weighted mean of the objective, backward, clip, update."""
-    loss = mean_objective(network.forward(batch.items), linear, batch, objective)
+def update(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
+    """One step of an optimizer: backward, clip, update."""
     optimizer.zero_grad()
     loss.backward()
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     nn.utils.clip_grad_norm_(parameters, _MAX_GRADIENT_NORM)
     optimizer.step()
-    return loss.detach()
 
 
 def mean_objective(

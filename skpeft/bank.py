@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from skpeft import _prefix
 from skpeft._base import BaseAdapterEstimator
 from skpeft._data import check_samples
-from skpeft._network import AdapterNetwork, autocast_to, resolve_precision
+from skpeft._device import resolve_precision
+from skpeft._network import AdapterNetwork, autocast_to
 from skpeft.adapters.base import AdaptedLayer, unwrapped
 from skpeft.adapters.lora import LoRALinear
 from skpeft.encoders.base import Item, same_features

@@ -195,7 +195,11 @@ def weight_argument(head) -> str:
 
 
 def fit_head(
-    head, features: np.ndarray, y: np.ndarray, weights: np.ndarray, weighted: bool
+    head,
+    features: np.ndarray,
+    y: np.ndarray,
+    weights: np.ndarray | None,
+    weighted: bool,
 ):
     """Fit a copy of a head on adapted features.
 
@@ -207,7 +211,7 @@ def fit_head(
         Adapted features.
     y : ndarray of shape (n_samples,)
         Targets as the user gave them.
-    weights : ndarray of shape (n_samples,)
+    weights : ndarray of shape (n_samples,) or None
         Row weights.
     weighted : bool
         Whether the user asked for weights, so that the head must take them.

@@ -334,7 +334,7 @@ def test_adapter_from_saved_weights_is_one_candidate(tmp_path):
 @pytest.mark.parametrize("epoch", [1, 3])  # in training, and in the check after it
 def test_interrupt_ends_the_search_and_forgets_an_earlier_one(epoch, monkeypatch):
     cv = AdapterClassifierCV(**OWN, ranks=[2, 4], cv=2).fit(TEXTS, LABELS)
-    steps, step = [], _training.train_step
+    steps, step = [], _training.update
 
     def interrupted(*args):
         steps.append(1)
@@ -342,7 +342,7 @@ def test_interrupt_ends_the_search_and_forgets_an_earlier_one(epoch, monkeypatch
             raise KeyboardInterrupt
         return step(*args)
 
-    monkeypatch.setattr(_training, "train_step", interrupted)
+    monkeypatch.setattr(_training, "update", interrupted)
     with pytest.raises(KeyboardInterrupt):
         cv.fit(TEXTS, LABELS)
     assert len(steps) == epoch

@@ -31,9 +31,12 @@ LAYERS = [
     {"encoders"},
     {"adapters"},  # of encoders, only the names of layers: PEFT speaks in these
     {"_data", "_prefix"},
+    {"_device", "_sites"},
     {"_network"},
     {"_training", "_export"},
     {"_shrinkage"},
+    {"_planning"},
+    {"_fitting"},
     {"_recipe"},
     {"_card"},
     {"_folder"},

@@ -10,12 +10,8 @@ import pytest
 import torch
 
 from skpeft import AdapterClassifier, _network
-from skpeft._network import (
-    FORMAT,
-    AdapterNetwork,
-    resolve_device,
-    resolve_precision,
-)
+from skpeft._device import resolve_device, resolve_precision
+from skpeft._network import FORMAT, AdapterNetwork
 from skpeft.adapters import Bottleneck, LoRA
 from skpeft.encoders import ArrayEncoder, TextEncoder, TinyTextEncoder
 

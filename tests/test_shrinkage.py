@@ -8,7 +8,7 @@ from scipy.special import log_softmax, softmax
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 
-from skpeft import AdapterClassifier, AdapterRegressor
+from skpeft import AdapterClassifier, AdapterRegressor, _fitting, _shrinkage
 from skpeft._shrinkage import HeldOut, between, half_of, judge
 from skpeft.adapters import LoRA
 from skpeft.heads import logits, temper
@@ -218,8 +218,6 @@ def test_validation_rows_are_the_evidence_where_there_are_some():
 
 
 def test_interrupt_of_the_second_fit_keeps_the_first(monkeypatch):
-    from skpeft import _shrinkage
-
     def interrupted(*_):
         raise KeyboardInterrupt
 
@@ -262,19 +260,22 @@ def test_shrinkage_out_of_range_is_refused(value):
         make(shrinkage=value).fit(TEXTS, LABELS)
 
 
-def test_warm_start_from_saved_weights_is_judged_against_these_weights(tmp_path):
+def test_warm_start_from_saved_weights_is_judged_against_these_weights(
+    tmp_path, monkeypatch
+):
     make(shrinkage=0.0).fit(TEXTS, LABELS).save_pretrained(tmp_path / "saved")
     adapter = LoRA(roles=("query", "value"), weights=str(tmp_path / "saved"))
     at_start = make(adapter=adapter, shrinkage=1.0).fit(TEXTS, LABELS)
-    seen = []
+    seen, find_verdict = [], _fitting.find_verdict
 
-    class Watched(AdapterClassifier):
-        def _judge(self, plan, *args):
-            seen.append(plan.rows.frozen)
-            return super()._judge(plan, *args)
+    def watched(plan, *args):
+        seen.append(plan.rows.frozen)
+        return find_verdict(plan, *args)
 
-    clf = Watched(**make(adapter=adapter, warm_start=True).get_params(deep=False))
+    monkeypatch.setattr(_fitting, "find_verdict", watched)
+    clf = make(adapter=adapter, warm_start=True)
     clf.fit(TEXTS, LABELS).fit(TEXTS, LABELS)
+    assert len(seen) == 2
     for frozen in seen:
         np.testing.assert_allclose(frozen, at_start.transform(TEXTS), atol=1e-5)
     assert np.abs(clf.transform(TEXTS) - at_start.transform(TEXTS)).max() > 0.01

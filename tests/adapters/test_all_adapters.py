@@ -16,7 +16,8 @@ from numpy.random import RandomState
 
 from skpeft import AdapterClassifier
 from skpeft._export import private_module
-from skpeft._network import AdapterNetwork, layer_indices
+from skpeft._network import AdapterNetwork
+from skpeft._sites import layer_indices
 from skpeft._training import History, Rows, Settings, train
 from skpeft.adapters import (
     ADAPTERS,

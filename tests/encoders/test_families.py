@@ -7,7 +7,8 @@ import transformers
 from torch import nn
 
 from skpeft import AdapterClassifier
-from skpeft._network import AdapterNetwork, find_site
+from skpeft._network import AdapterNetwork
+from skpeft._sites import find_site
 from skpeft.adapters import ROLES, LadderSide, LoRA
 from skpeft.adapters.lora import LoRALinear
 from skpeft.encoders import FAMILIES, ArrayEncoder, TextEncoder, TinyTextEncoder

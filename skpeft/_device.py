@@ -1,0 +1,48 @@
+"""The device and the number types that a network computes with."""
+
+import warnings
+
+import torch
+
+
+def resolve_device(device: str) -> torch.device:
+    """The torch device that "auto" or a name stands for."""
+    if device != "auto":
+        try:
+            found = torch.device(device)
+            torch.empty(0, device=found)
+        except (RuntimeError, AssertionError) as error:
+            reason = str(error).splitlines()[0].split(". ")[0]
+            raise ValueError(
+                f"device={device!r} cannot be used on this machine ({reason}). Give "
+                "'auto', 'cpu', or a device that torch finds here."
+            ) from error
+        return found
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def resolve_precision(
+    precision: str, device: torch.device
+) -> tuple[torch.dtype, torch.dtype | None]:
+    """Type of the weights, and type of matrix products where it differs."""
+    if precision == "float64":
+        return torch.float64, None
+    if precision == "bfloat16" or (precision == "auto" and device.type == "cuda"):
+        return torch.float32, torch.bfloat16
+    return torch.float32, None
+
+
+def warn_slow(device: torch.device, products: torch.dtype | None) -> None:
+    """Tell where matrix products in bfloat16 are asked of a processor that has none."""
+    ask = getattr(torch.cpu, "get_capabilities", dict)  # older versions cannot tell
+    known = [has for name, has in ask().items() if "bf16" in name]
+    if device.type == "cpu" and products == torch.bfloat16 and known and not any(known):
+        warnings.warn(
+            "precision='bfloat16' was given, but this processor has no instructions for "
+            "it, so matrix products are slower and less exact than in float32. Use "
+            "precision='auto' or 'float32' here.",
+            UserWarning,
+            stacklevel=3,
+        )

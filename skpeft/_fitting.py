@@ -1,0 +1,176 @@
+"""The run of a fit: train the adapters, find out how far to trust them, fit the head."""
+
+import copy
+import re
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+
+from skpeft._network import NotFiniteError
+from skpeft._planning import Plan
+from skpeft._shrinkage import HeldOut, Verdict, between, fit_half, judge, validate
+from skpeft._training import History, Rows, train
+from skpeft.heads import default_head, fit_head, logits, temper
+
+# How torch says it where it has no kind of its own for it: on a CPU, and on Apple's GPUs.
+_NO_MEMORY = "can't allocate memory|out of memory"
+_TRUSTED = Verdict(strength=1.0, temperature=1.0)
+
+
+def run(plan: Plan) -> dict[str, Any]:
+    """Do what is planned; gives the fitted attributes of the estimator."""
+    network, history, verdict = plan.network, plan.past, _TRUSTED
+    network.remember(plan.items)
+    if plan.settings is not None:
+        new = History()
+        with what_is_there_kept(plan, new) as training:
+            train(
+                network,
+                plan.training,
+                plan.objective,
+                plan.settings,
+                plan.random_state,
+                new,
+                plan.validation,
+            )
+        history += new
+        trained = network.state()
+        if not training.interrupted:
+            verdict = find_verdict(plan, len(history.losses), trained)
+        network.load_state(between(plan.start, trained, verdict.strength))
+    features = network.features(plan.rows.items)
+    head = head_on(features, plan)
+    learned = {"head_": head, "shrinkage_": 1.0 - verdict.strength}
+    if plan.objective.task != "regression":
+        learned["temperature_"] = verdict.temperature
+        if verdict.temperature != 1.0:
+            temper(head, verdict.temperature)
+    return {
+        **learned,
+        "loss_curve_": history.losses,
+        "validation_scores_": history.scores,
+        "n_epochs_": len(history.losses),
+        "n_trainable_params_": network.n_trained,
+        "n_frozen_params_": network.n_frozen,
+        "_n_features_out": features.shape[1],
+        "_network": network,
+    }
+
+
+def snapshot(plan: Plan) -> dict[str, Any]:
+    """Fitted attributes as if training had stopped, with the adapters as they are."""
+    network = copy.deepcopy(plan.network)
+    features = network.features(plan.rows.items)
+    return {
+        "head_": head_on(features, plan),
+        "_n_features_out": features.shape[1],
+        "_network": network,
+    }
+
+
+@contextmanager
+def what_is_there_kept(plan: Plan, history: History) -> Iterator[SimpleNamespace]:
+    """If training stops inside, by an interrupt or a bad step, go on with what there is."""
+    training = SimpleNamespace(interrupted=False)
+    assert plan.settings is not None
+    try:
+        yield training
+    except KeyboardInterrupt:
+        if not plan.keeps_interrupted:
+            raise
+        training.interrupted = True
+        warnings.warn(
+            f"Training was interrupted after {len(history.losses)} of "
+            f"{plan.settings.max_epochs} epochs; the best state so far is kept and the "
+            "head is fitted on it.",
+            UserWarning,
+            stacklevel=5,
+        )
+    except NotFiniteError as error:
+        if plan.settings.patience is None or not history.scores:
+            raise
+        del history.losses[len(history.scores) :]  # of the epoch that had no score
+        warnings.warn(
+            f"{error} Training was stopped; the best of the {len(history.scores)} "
+            "epochs before is kept.",
+            UserWarning,
+            stacklevel=5,
+        )
+
+
+def find_verdict(plan: Plan, n_epochs: int, trained: dict[str, np.ndarray]) -> Verdict:
+    """How far to trust the trained adapters, and how sure the head may be."""
+    if plan.shrinkage != "auto":
+        return Verdict(1.0 - float(plan.shrinkage), 1.0)
+    if plan.head is not None:
+        return _TRUSTED
+    assert plan.settings is not None
+
+    def outputs_of(features: np.ndarray, rows: Rows, unseen: np.ndarray) -> np.ndarray:
+        """Outputs for unseen rows of the default head fitted on others."""
+        weights, task = rows.weights, plan.objective.task
+        head = default_head(features, rows.targets, weights, rows.frozen, task)
+        head = fit_head(head, features, rows.targets, weights, weighted=True)
+        return head.predict(unseen) if task == "regression" else logits(head, unseen)
+
+    try:
+        if plan.held_out:
+            assert plan.validation is not None
+            evidence: HeldOut | None = validate(
+                plan.network, trained, plan.training, plan.validation, outputs_of
+            )
+        else:
+            evidence = fit_half(
+                plan.network,
+                plan.start,
+                plan.rows,
+                plan.objective,
+                replace(plan.settings, max_epochs=n_epochs),
+                plan.random_state,
+                outputs_of,
+            )
+    except (KeyboardInterrupt, NotFiniteError) as error:
+        if isinstance(error, KeyboardInterrupt) and not plan.keeps_interrupted:
+            raise
+        reason = str(error) or "an interrupt"
+        warnings.warn(
+            "How far to trust the adapters could not be found out on held-out rows "
+            f"({reason}); they stay as trained. shrinkage=0.0 leaves this step out.",
+            UserWarning,
+            stacklevel=4,
+        )
+        return _TRUSTED
+    return _TRUSTED if evidence is None else judge(evidence, plan.objective.task)
+
+
+def head_on(features: np.ndarray, plan: Plan) -> Any:
+    """Fit the head of the user, or the default one, on adapted features."""
+    head, weights = plan.head, plan.weights
+    if head is None:
+        weights = plan.rows.weights
+        frozen = plan.rows.frozen if plan.network.trains else features
+        head = default_head(features, plan.y, weights, frozen, plan.objective.task)
+    return fit_head(head, features, plan.y, weights, plan.weights is not None)
+
+
+@contextmanager
+def memory_error_explained(batch_size: int | None) -> Iterator[None]:
+    """If the body runs out of memory, the error says what takes less of it."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        known = isinstance(error, MemoryError | torch.OutOfMemoryError)
+        if not (known or re.search(_NO_MEMORY, reason)):
+            raise
+        raise MemoryError(
+            f"The memory of the device did not suffice for fit with batch_size={batch_size!r} "
+            f"({reason}). Give a smaller batch_size, such as 8, a smaller layers, or as "
+            "encoder a spec with a smaller max_length."
+        ) from error

@@ -1,0 +1,250 @@
+"""From the parameters of an estimator and checked rows to all that a fit needs."""
+
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.random import RandomState
+from sklearn.base import clone
+from sklearn.utils import check_random_state
+
+from skpeft._data import Data, split_rows
+from skpeft._network import AdapterNetwork
+from skpeft._shrinkage import State, between
+from skpeft._training import History, Rows, Settings, default_batch_size
+from skpeft.adapters.base import Adapter
+from skpeft.encoders.base import Encoder, Item
+from skpeft.objectives import Objective
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a fit works on once nothing in the input can be wrong any more.
+
+    `start` is the state in which the adapters change nothing, `past` what earlier fits did
+    before a warm start. `held_out` says whether the user gave the validation rows.
+    `weights` are those that the user asked for, None where all rows count the same.
+    """
+
+    network: AdapterNetwork
+    start: State
+    objective: Objective
+    settings: Settings | None
+    past: History
+    rows: Rows
+    training: Rows
+    validation: Rows | None
+    held_out: bool
+    random_state: RandomState
+    y: np.ndarray
+    weights: np.ndarray | None
+    head: Any
+    shrinkage: float | str
+    keeps_interrupted: bool
+
+    @property
+    def items(self) -> list[Item]:
+        """All prepared samples, each once."""
+        more = [] if self.validation is None else self.validation.items
+        return list({id(i): i for i in [*self.rows.items, *more]}.values())
+
+
+def make_plan(
+    estimator: Any,
+    encoder: Encoder,
+    adapter: Adapter | None,
+    objective: Objective,
+    data: Data,
+    target: Any,
+    held_out: Data | None,
+) -> Plan:
+    """Build the network and prepare the rows: all that can fail for a wrong input.
+
+    Parameters
+    ----------
+    estimator : estimator
+        Its parameters say what is wanted; with `warm_start` its last fit is gone on with.
+    encoder, adapter, objective
+        What its parameters of these names stand for.
+    data : Data
+        Checked rows.
+    target : Target
+        What was learned from their y.
+    held_out : Data or None
+        Checked validation rows of the user.
+    """
+    random_state = estimator.random_state
+    if random_state is None:  # fresh entropy: the global generator is left alone
+        random_state = np.random.RandomState()
+    random_state = check_random_state(random_state)
+    seed = int(random_state.randint(2**31 - 1))
+    goes_on = estimator.warm_start and estimator.__sklearn_is_fitted__()
+    network = AdapterNetwork(
+        encoder,
+        adapter,
+        estimator.layers,
+        n_features=estimator.n_features_in_,
+        device=estimator.device,
+        precision=estimator.precision,
+        # The frozen network of the last fit is the one from which it was drawn back.
+        seed=estimator._network.seed if goes_on else seed,
+    )
+    start = network.state()
+    asks = network.trains and _asks_frozen(estimator, objective)
+    rows, validation = _prepare(estimator, network, data, held_out, target, asks)
+    past = _go_on(estimator, network, start) if goes_on else History()
+    training = rows
+    if held_out is None and estimator.early_stopping is True:
+        training, validation = _split(
+            rows, objective.task, estimator.validation_fraction, random_state
+        )
+    settings = None
+    if network.trains:
+        settings = _settings(estimator, network, objective, training, validation)
+    return Plan(
+        network=network,
+        start=start,
+        objective=objective,
+        settings=settings,
+        past=past,
+        rows=rows,
+        training=training,
+        validation=validation,
+        held_out=held_out is not None,
+        random_state=random_state,
+        y=data.y,
+        weights=estimator._total_weights(data, target),
+        head=estimator.head,
+        shrinkage=estimator.shrinkage,
+        keeps_interrupted=estimator._keeps_interrupted,
+    )
+
+
+def _asks_frozen(estimator: Any, objective: Objective) -> bool:
+    """Whether anything in a fit looks at features before training."""
+    judges = estimator.shrinkage == "auto" and estimator.head is None
+    chooses = estimator.head is None and objective.task == "regression"
+    return objective.needs_predictions or judges or chooses
+
+
+def _prepare(
+    estimator: Any,
+    network: AdapterNetwork,
+    data: Data,
+    held_out: Data | None,
+    target: Any,
+    asks_frozen: bool,
+) -> tuple[Rows, Rows | None]:
+    """Tokenise all rows at once; those of `data`, and those held out if there are any."""
+    given = [data] if held_out is None else [data, held_out]
+    items = network.prepare([sample for part in given for sample in part.samples])
+    found = []
+    for part in given:
+        own, items = items[: len(part.y)], items[len(part.y) :]
+        frozen = network.start_features(own) if asks_frozen else None
+        weights = _unit_weights(estimator._total_weights(part, target), len(own))
+        found.append(Rows(own, target.encode(part.y), weights, part.n_hints, frozen))
+    return found[0], None if held_out is None else found[1]
+
+
+def _unit_weights(weights: np.ndarray | None, n_rows: int) -> np.ndarray:
+    """One weight a row, 1 on the mean."""
+    if weights is None:
+        return np.ones(n_rows)
+    if not weights.any():
+        raise ValueError(
+            "All validation rows have weight 0, by sample_weight_val or class_weight, "
+            "so nothing can be seen on them. Give other rows, or none."
+        )
+    weights = weights / weights.max()  # large and small ones, without overflow
+    return weights / weights.mean()
+
+
+def _split(
+    rows: Rows, task: str, fraction: float, random_state: RandomState
+) -> tuple[Rows, Rows]:
+    """Rows for training, and a fraction for validation."""
+    own = rows.own
+    strata = own.targets if task == "classification" else None
+    kept, left = split_rows(len(own.items), fraction, strata, random_state)
+    if strata is not None:  # every class needs a row to be learned from
+        first = np.unique(own.targets, return_index=True)[1]
+        missing = first[~np.isin(own.targets[first], own.targets[kept])]
+        kept, left = np.append(kept, missing), np.setdiff1d(left, missing)
+    return rows.take(rows.with_hints(kept)), rows.take(left)
+
+
+def _settings(
+    estimator: Any,
+    network: AdapterNetwork,
+    objective: Objective,
+    training: Rows,
+    validation: Rows | None,
+) -> Settings:
+    """Settings of the training loop, with each None replaced by what it stands for."""
+    assert network.adapter is not None
+    n_rows, batch_size = len(training.items), estimator.batch_size
+    if objective.balanced_batches:
+        if batch_size is not None and batch_size < 4:
+            raise ValueError(
+                f"batch_size={batch_size} was given, but {objective!r} compares the rows "
+                "of a batch; give at least 4, so that two rows of two classes fit in."
+            )
+        if np.bincount(training.targets).max() < 2:
+            warnings.warn(
+                f"No class has two rows, so {objective!r} has nothing to draw together and "
+                "the adapters stay as they are. Add rows, or use objective='cross_entropy'.",
+                UserWarning,
+                stacklevel=5,
+            )
+    n_tokens = float(np.mean(network.lengths(training.items)))
+    n_epochs = estimator.max_epochs or objective.default_epochs(n_rows)
+    batch_size = batch_size or default_batch_size(objective, n_tokens)
+    pace = objective.pace(n_epochs * -(-n_rows // batch_size))
+    stops = validation is not None and estimator.early_stopping is not False
+    return Settings(
+        max_epochs=n_epochs,
+        batch_size=batch_size,
+        learning_rate=estimator.learning_rate
+        or pace * network.adapter.default_learning_rate,
+        weight_decay=estimator.weight_decay,
+        warmup_fraction=estimator.warmup_fraction,
+        patience=estimator.n_iter_no_change if stops else None,
+        tol=estimator.tol,
+        verbose=estimator.verbose,
+        callback=estimator.callback,
+    )
+
+
+def _go_on(estimator: Any, network: AdapterNetwork, start: State) -> History:
+    """Start a network from what the last fit trained; gives what happened so far."""
+    last, strength = estimator._network, 1.0 - estimator.shrinkage_
+    state = last.state()
+    try:
+        network.load_state(state)
+        if 0.01 < strength < 1.0:  # undo the shrinkage, which would add up
+            network.load_state(between(start, state, 1.0 / strength))
+    except ValueError as error:
+        raise ValueError(
+            "warm_start=True continues the last fit, but the adapter or its layers "
+            f"have changed since ({error}). Set warm_start=False to start anew."
+        ) from error
+    if repr(_but_dropout(last.adapter)) != repr(_but_dropout(network.adapter)):
+        raise ValueError(
+            f"warm_start=True continues the last fit, of {last.adapter!r}, but "
+            f"adapter is now {network.adapter!r}. Set warm_start=False to start anew."
+        )
+    if not last.knows(network.live.backbone):
+        raise ValueError(
+            "warm_start=True continues the last fit, but the encoder has changed "
+            "since. Set warm_start=False to start anew."
+        )
+    return History(list(estimator.loss_curve_), list(estimator.validation_scores_))
+
+
+def _but_dropout(adapter: Adapter | None) -> Adapter | None:
+    """Copy of a spec that does not tell how it is trained."""
+    if not hasattr(adapter, "dropout"):
+        return adapter
+    return clone(adapter).set_params(dropout=0.0)
