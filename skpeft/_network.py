@@ -334,14 +334,16 @@ class AdapterNetwork:
     def frozen_features(self, items: Sequence[Item]) -> np.ndarray:
         """Features of the encoder alone, of shape (n_items, dim); kept like hidden states."""
         self.live.backbone.check_unchanged()
-        windows, rows = self.windows(items), []
+        windows, features = self.windows(items), torch.empty(0)
         order = np.argsort(self.lengths(windows), kind="stable")
         for part in np.split(
             order, range(_WINDOWS_AT_ONCE, len(order), _WINDOWS_AT_ONCE)
         ):
             kept = self.kept(("features",), [windows[i] for i in part], self._frozen)
-            rows.append(torch.stack([features for (features,) in kept]))
-        features = torch.cat(rows)[torch.from_numpy(np.argsort(order))]
+            rows = torch.stack([row for (row,) in kept])
+            if not len(features):
+                features = rows.new_empty(len(windows), rows.shape[1])
+            features[torch.from_numpy(part)] = rows
         return _finite(self.live.backbone.join(features, items).cpu().numpy())
 
     def _frozen(self, batch: dict[str, Tensor]) -> list[list[Tensor]]:

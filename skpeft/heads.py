@@ -49,16 +49,16 @@ def closed_form(
     task : {"classification", "multi-label classification", "regression"}
         What the targets are.
     """
-    centre = np.average(features, axis=0, weights=weights)
+    centre = _centre(features, weights)
     scale = feature_scale(features, weights)
     outputs = (
         np.eye(int(targets.max()) + 1)[targets]
         if task == "classification"
         else targets.reshape(len(targets), -1)
     )
-    ridge = Ridge(_START_ALPHA).fit(
-        (features - centre) / scale, outputs, sample_weight=weights
-    )
+    unit = features - centre  # in place from here on: of many rows, copies fill memory
+    unit /= scale
+    ridge = Ridge(_START_ALPHA, copy_X=False).fit(unit, outputs, sample_weight=weights)
     coef = np.reshape(ridge.coef_, (outputs.shape[1], -1))
     intercept = np.reshape(ridge.intercept_, -1)
     if task == "multi-label classification":
@@ -69,9 +69,15 @@ def closed_form(
 
 def feature_scale(features: np.ndarray, weights: np.ndarray) -> float:
     """Root of the mean square distance of features from their mean; 1 if that is 0."""
-    centre = np.average(features, axis=0, weights=weights)
-    square = np.average(np.square(features - centre).sum(axis=1), weights=weights)
-    return float(np.sqrt(square)) or 1.0
+    off = features - _centre(features, weights)
+    square = np.einsum("ij,ij,i", off, off, weights, dtype=np.float64)
+    return float(np.sqrt(square / weights.sum())) or 1.0
+
+
+def _centre(features: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Weighted mean of features, in their own number type."""
+    total = np.einsum("ij,i->j", features, weights, dtype=np.float64)
+    return (total / weights.sum()).astype(features.dtype)
 
 
 class LabelwiseLogisticRegression(ClassifierMixin, BaseEstimator):

@@ -22,8 +22,9 @@ _CHOSEN = ("adapter", "rank", "layers", "learning_rate")
 def survivors(n_candidates, n_folds):
     """How many candidates are still there in each fold, the first to the last.
 
-    Those that look worst are rejected evenly over the folds, as in successive rejects
-    [1]_, so that one candidate is left before the last one.
+    The half of them that looks worst is left out after fold 1, 3, 7 and so on: each round
+    has twice the folds of the one before and half its candidates, so as many fits, as in
+    sequential halving [1]_.
 
     Parameters
     ----------
@@ -37,10 +38,11 @@ def survivors(n_candidates, n_folds):
 
     References
     ----------
-    .. [1] Audibert, Bubeck and Munos (2010). Best Arm Identification in Multi-Armed
-       Bandits. COLT.
+    .. [1] Karnin, Koren and Somekh (2013). Almost Optimal Exploration in Multi-Armed
+       Bandits. ICML.
     """
-    return [max(1, n_candidates * (n_folds - i) // n_folds) for i in range(n_folds)]
+    rounds = [(fold + 1).bit_length() - 1 for fold in range(n_folds)]
+    return [-(-n_candidates // 2**n_halvings) for n_halvings in rounds]
 
 
 class BaseAdapterCV:
@@ -286,8 +288,8 @@ class AdapterClassifierCV(BaseAdapterCV, AdapterClassifier):  # type: ignore[mis
     """Classifier of texts whose adapter is chosen by cross-validation.
 
     Every combination of `adapters`, `ranks`, `layers` and `learning_rates` is a candidate.
-    Fold by fold the candidates that look worst are left out, so that 4 of them in 5 folds
-    take 11 fits instead of 20; the best is then fitted on all rows, and the object behaves
+    Over the folds the candidates that look worst are left out, so that 4 of them in 5 folds
+    take 10 fits instead of 20; the best is then fitted on all rows, and the object behaves
     as that `AdapterClassifier`.
 
     Parameters
@@ -311,8 +313,8 @@ class AdapterClassifierCV(BaseAdapterCV, AdapterClassifier):  # type: ignore[mis
     refit : bool, default=True
         Whether to fit the best candidate on all rows; without, nothing can be predicted.
     eliminate : bool, default=True
-        Whether the candidates with the lowest mean so far are left out of later folds,
-        the same number after each, until one is left [1]_. False: the scores are those of
+        Whether the half of the candidates with the lowest mean so far is left out of later
+        folds, after fold 1, 3, 7 and so on [1]_. False: the scores are those of
         `GridSearchCV`, all of them.
     n_jobs : int or None, default=None
         Processes in which the candidates of a fold run, as in `GridSearchCV`.
@@ -352,8 +354,8 @@ class AdapterClassifierCV(BaseAdapterCV, AdapterClassifier):  # type: ignore[mis
 
     References
     ----------
-    .. [1] Audibert, Bubeck and Munos (2010). Best Arm Identification in Multi-Armed
-       Bandits. COLT.
+    .. [1] Karnin, Koren and Somekh (2013). Almost Optimal Exploration in Multi-Armed
+       Bandits. ICML.
 
     Examples
     --------
@@ -435,8 +437,8 @@ class AdapterRegressorCV(BaseAdapterCV, AdapterRegressor):  # type: ignore[misc]
     """Regressor of texts whose adapter is chosen by cross-validation.
 
     Every combination of `adapters`, `ranks`, `layers` and `learning_rates` is a candidate.
-    Fold by fold the candidates that look worst are left out, so that 4 of them in 5 folds
-    take 11 fits instead of 20; the best is then fitted on all rows, and the object behaves
+    Over the folds the candidates that look worst are left out, so that 4 of them in 5 folds
+    take 10 fits instead of 20; the best is then fitted on all rows, and the object behaves
     as that `AdapterRegressor`.
 
     Parameters
@@ -460,8 +462,8 @@ class AdapterRegressorCV(BaseAdapterCV, AdapterRegressor):  # type: ignore[misc]
     refit : bool, default=True
         Whether to fit the best candidate on all rows; without, nothing can be predicted.
     eliminate : bool, default=True
-        Whether the candidates with the lowest mean so far are left out of later folds,
-        the same number after each, until one is left [1]_. False: the scores are those of
+        Whether the half of the candidates with the lowest mean so far is left out of later
+        folds, after fold 1, 3, 7 and so on [1]_. False: the scores are those of
         `GridSearchCV`, all of them.
     n_jobs : int or None, default=None
         Processes in which the candidates of a fold run, as in `GridSearchCV`.
@@ -501,8 +503,8 @@ class AdapterRegressorCV(BaseAdapterCV, AdapterRegressor):  # type: ignore[misc]
 
     References
     ----------
-    .. [1] Audibert, Bubeck and Munos (2010). Best Arm Identification in Multi-Armed
-       Bandits. COLT.
+    .. [1] Karnin, Koren and Somekh (2013). Almost Optimal Exploration in Multi-Armed
+       Bandits. ICML.
 
     Examples
     --------

@@ -1,6 +1,7 @@
 """Estimators that choose their adapter: against GridSearchCV, and what they leave out."""
 
 import inspect
+import math
 from itertools import pairwise
 
 import joblib
@@ -84,7 +85,7 @@ def test_elimination_scores_what_it_runs_as_grid_search_does(kind, single, y):
     )
     ran = np.isfinite(scores)
     np.testing.assert_array_equal(scores[ran], expected[ran])
-    assert ran.sum(axis=1).tolist() == [4, 3, 2, 1, 1]
+    assert ran.sum(axis=1).tolist() == [4, 2, 2, 1, 1]
     assert cv.cv_results_["n_splits"].tolist() == ran.sum(axis=0).tolist()
     # The winner was in every fold, and whoever left was no better than those who stayed.
     assert ran[:, cv.best_index_].all()
@@ -101,12 +102,14 @@ def test_survivors_start_with_all_and_end_with_few(n_candidates, n_folds):
     assert len(found) == n_folds
     assert found[0] == n_candidates
     assert all(1 <= b <= a for a, b in pairwise(found))
-    assert found[-1] == max(1, n_candidates // n_folds)
-    assert sum(found) <= n_candidates * (n_folds + 1) / 2 + n_folds
+    for fold, n_left in enumerate(found):
+        n_halvings = math.floor(math.log2(fold + 1))
+        assert n_left == math.ceil(n_candidates / 2**n_halvings)
 
 
-def test_four_candidates_in_five_folds_take_eleven_fits():
-    assert survivors(4, 5) == [4, 3, 2, 1, 1]
+def test_rounds_of_survivors_take_equal_numbers_of_fits():
+    assert survivors(4, 5) == [4, 2, 2, 1, 1]
+    assert survivors(8, 15) == [8] + [4] * 2 + [2] * 4 + [1] * 8
 
 
 def test_object_behaves_as_its_best_estimator(tmp_path):
