@@ -159,7 +159,7 @@ class BaseAdapterEstimator(
                 ) as settings,
             ):
                 learned = _fitting.run(replace(plan, settings=settings))
-            vars(self).update(target.attributes | learned)
+                vars(self).update(target.attributes | learned)
         except BaseException:
             self._forget()
             raise
