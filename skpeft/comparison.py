@@ -42,9 +42,10 @@ def compare_strategies(
         What to compare: values of the parameter `adapter`, or estimators of any kind that
         read X, such as a pipeline with `TfidfVectorizer`. A dict names them.
     estimator : AdapterClassifier, AdapterRegressor or None, default=None
-        Holds all other parameters. None: `AdapterRegressor` with its defaults where `y`
-        holds fractions, else `AdapterClassifier`; for whole numbers as targets pass
-        ``AdapterRegressor()``. Give it a `random_state` for equal results.
+        Holds all other parameters; its `rank` goes to the adapters that have one. None:
+        `AdapterRegressor` with its defaults where `y` holds fractions, else
+        `AdapterClassifier`; for whole numbers as targets pass ``AdapterRegressor()``. Give
+        it a `random_state` for equal results.
     cv : int, cross-validation generator or iterable, default=5
         As in `sklearn.model_selection.cross_validate`.
     scoring : str, callable or None, default=None
@@ -163,9 +164,17 @@ def _models(strategies, estimator):
     return {
         str(name): clone(strategy)
         if hasattr(strategy, "fit")
-        else clone(estimator).set_params(adapter=strategy)
+        else _with_adapter(estimator, strategy)
         for name, strategy in strategies.items()
     }
+
+
+def _with_adapter(estimator, adapter):
+    """Unfitted copy with another adapter, and without a rank where that has none."""
+    from skpeft.adapters import takes_rank
+
+    rank = estimator.rank if takes_rank(adapter) else None
+    return clone(estimator).set_params(adapter=adapter, rank=rank)
 
 
 def _name_of(strategy):

@@ -163,15 +163,13 @@ class BaseAdapterCV:
 
     def _candidates(self):
         """All combinations; an adapter whose capacity is not free takes no rank."""
-        from skpeft.adapters import resolve_adapter
+        from skpeft.adapters import takes_rank
 
         found = []
         for adapter in self.adapters:
-            spec = resolve_adapter(adapter)
-            has_rank = spec is not None and spec.capacity and spec.weights is None
-            for rank in self.ranks if has_rank else [None]:
-                for layers in ["auto"] if spec is None else self.layers:
-                    for rate in [None] if spec is None else self.learning_rates:
+            for rank in self.ranks if takes_rank(adapter) else [None]:
+                for layers in ["auto"] if adapter is None else self.layers:
+                    for rate in [None] if adapter is None else self.learning_rates:
                         values = adapter, rank, layers, rate
                         found.append(dict(zip(_CHOSEN, values, strict=True)))
         if not found:

@@ -15,7 +15,7 @@ from sklearn.pipeline import make_pipeline
 
 import skpeft
 from skpeft import AdapterClassifier, AdapterRegressor, compare_strategies
-from skpeft.adapters import LoRA
+from skpeft.adapters import Bottleneck, LoRA
 from skpeft.comparison import PeakMemory
 
 pytest.importorskip("pandas", reason="pandas is not installed")
@@ -115,12 +115,23 @@ def test_wrong_argument_is_refused(given, message):
 
 
 def test_error_in_a_fit_names_the_strategy():
-    with pytest.raises(ValueError, match="rank") as caught:
-        compare_strategies(
-            TEXTS, LABELS, ["lora", None], estimator=AdapterClassifier("tiny", rank=2),
-            cv=2,
-        )  # fmt: skip
-    assert caught.value.__notes__ == ["This happened to the strategy 'linear probe'."]
+    far = {"near": None, "far": LoRA(roles=("nowhere",))}
+    with pytest.raises(ValueError, match="nowhere") as caught:
+        compare_strategies(TEXTS, LABELS, far, estimator=TINY, cv=2)
+    assert caught.value.__notes__ == ["This happened to the strategy 'far'."]
+
+
+def test_rank_goes_to_the_strategies_that_have_one():
+    ways = [None, "lora", "bottleneck", "bitfit", "full", ["lora", "bitfit"]]
+    ranked = AdapterClassifier("tiny", rank=2, max_epochs=1, random_state=0)
+    found = compare_strategies(TEXTS, LABELS, ways, estimator=ranked, cv=2)
+    specs = [LoRA(2), Bottleneck(2)]
+    for name, spec in zip(["lora", "bottleneck"], specs, strict=True):
+        own = AdapterClassifier("tiny", adapter=spec, max_epochs=1, random_state=0)
+        own.fit(TEXTS, LABELS)
+        head = own.transform(TEXTS[:1]).shape[1] + 1
+        assert found.loc[name, "n_trained_params"] == own.n_trainable_params_ + head
+    assert ranked.rank == 2
 
 
 def test_missing_pandas_is_named(monkeypatch):

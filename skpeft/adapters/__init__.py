@@ -134,3 +134,9 @@ def resolve_adapter(
         spec = spec.with_capacity(rank)
     spec.validate()
     return spec
+
+
+def takes_rank(adapter: str | Adapter | Sequence[Adapter | str] | None) -> bool:
+    """Whether `rank` of an estimator may set the capacity of this adapter."""
+    spec = resolve_adapter(adapter)
+    return spec is not None and spec.capacity is not None and spec.weights is None
