@@ -256,7 +256,8 @@ class EmbeddingDisplay:
         X : sequence of str, Series, frame or array-like of shape (n_samples, n_features)
             As in `fit`, two rows or more.
         y : array-like of shape (n_samples,)
-            Targets, by which the points are coloured.
+            Targets, by which the points are coloured. Where a row has several, one column
+            of them.
         ax : array-like of two matplotlib Axes or None, default=None
             Where to draw; None makes a new figure.
         scatter_kw : dict or None, default=None
@@ -270,7 +271,8 @@ class EmbeddingDisplay:
         Raises
         ------
         ValueError
-            If there are fewer than two rows, or X and y differ in length.
+            If there are fewer than two rows, X and y differ in length, or y has several
+            columns.
         TypeError
             If the estimator has no frozen features.
         """
@@ -281,6 +283,11 @@ class EmbeddingDisplay:
                 f"estimator is a {type(estimator).__name__}, which has no frozen features "
                 "to show. Pass the fitted AdapterClassifier or AdapterRegressor itself, "
                 "such as the last step of a pipeline or best_estimator_ of a search."
+            )
+        if np.ndim(y) == 2 and np.shape(y)[1] > 1:
+            raise ValueError(
+                f"y has {np.shape(y)[1]} columns; the points are coloured by one. Pass a "
+                "column, such as y[:, 0], or y['name'] of a frame."
             )
         y = column_or_1d(y)
         features = estimator.transform_frozen(X), estimator.transform(X)

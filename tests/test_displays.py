@@ -176,10 +176,21 @@ def test_embeddings_of_wrong_input_are_refused(clf):
         EmbeddingDisplay.from_estimator(clf, TEXTS, LABELS[:-1])
     with pytest.raises(ValueError, match="1 row; two or more"):
         EmbeddingDisplay.from_estimator(clf, TEXTS[:1], LABELS[:1])
+    with pytest.raises(ValueError, match=r"y has 2 columns; .* such as y\[:, 0\]"):
+        EmbeddingDisplay.from_estimator(clf, TEXTS, np.ones((18, 2)))
     with pytest.raises(TypeError, match="LogisticRegression, which has no frozen"):
         EmbeddingDisplay.from_estimator(
             LogisticRegression().fit([[0], [1]], [0, 1]), TEXTS, LABELS
         )
+
+
+def test_embeddings_of_several_labels_are_coloured_by_the_column_that_is_passed():
+    labelled = pd.DataFrame({"air": LABELS == "air", "wet": LABELS == "sea"})
+    tagger = AdapterClassifier("tiny", max_epochs=2, random_state=0)
+    tagger.fit(TEXTS, labelled)
+    shown = EmbeddingDisplay.from_estimator(tagger, TEXTS, labelled["wet"])
+    assert texts_of(shown.legend_) == ["False", "True"]
+    assert [len(points.get_offsets()) for points in shown.points_[1]] == [12, 6]
 
 
 # Strategies ---------------------------------------------------------------------------
