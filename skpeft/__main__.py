@@ -21,6 +21,7 @@ from skpeft.regressor import AdapterRegressor
 _EXAMPLES = """examples:
   python -m skpeft fit mails.csv --text body --label team -o model/
   python -m skpeft fit films.csv --text review --target stars -o model/
+  python -m skpeft fit mails.csv --text body --label urgent --label legal -o model/
   python -m skpeft fit pairs.csv --text first --text second --label same -o model/
   python -m skpeft predict model/ new.csv --text body > answers.csv
   python -m skpeft compare mails.csv --text body --label team
@@ -136,8 +137,19 @@ def _add_data(parser):
     parser.add_argument("file", help="CSV file")
     _add_text(parser)
     goal = parser.add_mutually_exclusive_group(required=True)
-    goal.add_argument("--label", metavar="COLUMN", help="column of classes to predict")
-    goal.add_argument("--target", metavar="COLUMN", help="column of numbers to predict")
+    goal.add_argument(
+        "--label",
+        action="append",
+        metavar="COLUMN",
+        help="column of classes to predict; given several times, each holds 0 or 1 and says "
+        "whether a row has that label",
+    )
+    goal.add_argument(
+        "--target",
+        action="append",
+        metavar="COLUMN",
+        help="column of numbers to predict; may be given several times",
+    )
     parser.add_argument("--encoder", default=AdapterClassifier().encoder)
     parser.add_argument("--seed", type=int, default=0, help="default 0")
 
@@ -159,7 +171,7 @@ def _fit(args):
     check_place(args.output)
     rest = None
     if args.test_share:
-        strata = y if args.label else None
+        strata = y if args.label and len(args.label) == 1 else None
         _check_classes(strata or [], args)
         try:
             X, rest, y, y_rest = train_test_split(
@@ -191,7 +203,7 @@ def _check_classes(y, args):
     if single:
         named = ", ".join(map(repr, single[:3])) + (", ..." if single[3:] else "")
         raise ValueError(
-            f"{len(single)} of {len(counts)} classes in the column {args.label!r} have one "
+            f"{len(single)} of {len(counts)} classes in the column {args.label[0]!r} have one "
             f"row each ({named}), so that none can be held out. Drop or join them; "
             "--test-share 0 fits on all rows."
         )
@@ -325,16 +337,20 @@ def _texts(columns, rows, args):
 def _read_data(args):
     """Texts and targets of the rows that have both."""
     columns, rows = _read(args.file)
-    goal = _column(columns, args.label or args.target, args.file)
-    needed = [goal, *(_column(columns, name, args.file) for name in args.text)]
+    goals = args.label or args.target
+    needed = [_column(columns, name, args.file) for name in [*goals, *args.text]]
     kept = [row for row in rows if all(row[place].strip() for place in needed)]
     if len(kept) < len(rows):
         _note(f"rows left out for lack of a text or a target: {len(rows) - len(kept)}")
     if not kept:
         raise ValueError(f"{args.file} has no row with a text and a target")
-    y = [row[goal].strip() for row in kept]
-    if args.target:
-        y = [_number(value, args.target) for value in y]
+    y = {
+        name: [row[place].strip() for row in kept]
+        for name, place in zip(goals, needed, strict=False)
+    }
+    if args.target or len(y) > 1:
+        y = {name: [_number(value, name) for value in y[name]] for name in y}
+    y = _frame(y) if len(y) > 1 else y[goals[0]]
     X = _texts(columns, kept, args)
     if len(set(X)) < len(X):
         _note(
@@ -344,13 +360,25 @@ def _read_data(args):
     return X, y
 
 
+def _frame(columns):
+    """Targets whose columns keep their names."""
+    try:
+        from pandas import DataFrame
+    except ImportError as error:
+        raise ImportError(
+            "several columns to predict need pandas, which is not installed. Run: pip "
+            "install pandas"
+        ) from error
+    return DataFrame(columns)
+
+
 def _number(text, column):
     try:
         return float(text)
     except ValueError:
         raise ValueError(
             f"the column {column!r} holds {text!r}, which is no number; for classes use "
-            "--label"
+            "--label, once"
         ) from None
 
 

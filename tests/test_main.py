@@ -133,6 +133,41 @@ def test_several_labels_or_numbers_get_a_column_each(kind, file, tmp_path, capsy
     np.testing.assert_allclose(found, model.predict(BODIES), rtol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("goal", "kind", "shown"),
+    [
+        ("--label", AdapterClassifier, ["air", "odd"]),
+        ("--target", AdapterRegressor, [0, 1]),
+    ],
+)
+def test_several_columns_are_learned_as_in_python(goal, kind, shown, tmp_path, capsys):
+    pd = pytest.importorskip("pandas", reason="pandas is not installed")
+    y = pd.DataFrame({"air": [team == "air" for team in TEAMS], "odd": [0, 1] * 27}) + 0
+    rows = list(zip(BODIES, y["air"], y["odd"], strict=True))
+    table = write(tmp_path / "a.csv", rows, ("body", "air", "odd"))
+    data, folder = ("--text", "body", goal, "air", goal, "odd"), tmp_path / "model"
+    way = ("--adapter", "none", *TINY)
+    (_, *facts), _ = run(capsys, "fit", table, *data, *way, "-o", folder)
+    assert [name for name, _ in facts][:2] == ["rows", "held_out_rows"]
+    run(capsys, "fit", table, *data, *way, "-o", tmp_path / "all", "--test-share", 0)
+    (columns, *found), _ = run(
+        capsys, "predict", tmp_path / "all", table, "--text", "body"
+    )
+    assert columns[3:] == [f"prediction of {name}" for name in shown]
+    expected = kind("tiny", adapter=None, random_state=0).fit(BODIES, y).predict(BODIES)
+    found = [[float(value) for value in row[3:]] for row in found]
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+    (_, row), _ = run(capsys, "compare", table, *data, "--cv", 2, *way)
+    assert row[0] == "linear probe"
+
+
+def test_several_labels_that_are_not_0_and_1_are_refused(file, tmp_path, capsys):
+    pytest.importorskip("pandas", reason="pandas is not installed")
+    goal = ("--text", "body", "-o", tmp_path / "new", *TINY)
+    message = refused(capsys, "fit", file, *goal, "--label", "size", "--label", "team")
+    assert "the column 'team' holds 'air', which is no number" in message
+
+
 def test_compare_writes_one_row_a_strategy(file, capsys):
     pytest.importorskip("pandas", reason="pandas is not installed")
     goal = ("--text", "body", "--label", "team", "--cv", 2)
@@ -179,7 +214,7 @@ def test_wrong_content_is_one_line_and_code_1(file, model, tmp_path, capsys):
     assert "0 columns named 'boby'" in message
     assert "its columns are: body, team, size, other" in message
     message = refused(capsys, "fit", file, *texts, "--target", "team", *goal[4:])
-    assert "'team' holds 'air', which is no number; for classes use --label" in message
+    assert "'team' holds 'air', which is no number; for classes use --label, once" in message
     message = refused(capsys, "fit", file, *goal, "--adapter", "lroa")
     assert "Did you mean 'lora'" in message
     assert "is no folder" in refused(capsys, "predict", tmp_path / "no", file, *texts)
