@@ -42,7 +42,7 @@ from sklearn.preprocessing import OneHotEncoder, StandardScaler
 from skpeft import AdapterClassifier, AdapterScores
 
 titles = AdapterClassifier(layers=2, shrinkage=0.0, random_state=0)
-text = (AdapterScores(titles, cv=3), "Title")
+text = (AdapterScores(titles, cv=3, random_state=0), "Title")
 numbers = (
     make_pipeline(SimpleImputer(strategy="median"), StandardScaler()),
     ["Year", "Runtime", "Meter", "Reviews"],
