@@ -536,6 +536,7 @@ def test_warm_start_of_unfitted_estimator_starts_anew():
         {"adapter": "bottleneck"},
         {"adapter": None},
         {"rank": 2},
+        {"adapter": LoRA(alpha=3.0)},
         {"layers": 1},
         {"encoder": TinyTextEncoder(seed=1)},
     ],

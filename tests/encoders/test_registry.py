@@ -339,6 +339,26 @@ def test_own_module_of_rows_is_shared_and_watched():
 N_BYTES = 4 * 27_000  # of the tiny encoder's weights, roughly
 
 
+def test_own_module_whose_weights_do_not_lie_in_a_row_is_watched():
+    module = torch.nn.Linear(3, 4)
+    module.weight = torch.nn.Parameter(torch.randn(3, 4).T)
+    assert not module.weight.is_contiguous()
+    X = np.random.RandomState(0).randn(6, 3)
+    clf = AdapterClassifier(ArrayEncoder(module), adapter=None).fit(X, [0, 1] * 3)
+    clf.predict(X)
+    module.weight.data.mul_(1.5)
+    with pytest.raises(RuntimeError, match="were changed in place"):
+        clf.predict(X)
+
+
+def test_own_module_made_in_inference_mode_is_refused():
+    with torch.inference_mode():
+        module = torch.nn.Linear(3, 4)
+    clf = AdapterClassifier(ArrayEncoder(module), adapter=None)
+    with pytest.raises(ValueError, match=r"inside torch\.inference_mode"):
+        clf.fit(np.random.RandomState(0).randn(6, 3), [0, 1] * 3)
+
+
 def test_pickle_of_a_model_loaded_from_a_folder_holds_its_name(model, recwarn):
     clf = fitted(model)
     data = pickle.dumps(clf)
