@@ -8,6 +8,7 @@ import sys
 import numpy as np
 import pytest
 from sklearn.base import BaseEstimator, is_classifier
+from sklearn.calibration import CalibratedClassifierCV
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression, Ridge, RidgeClassifier
 from sklearn.neighbors import KNeighborsClassifier
@@ -45,7 +46,13 @@ def test_adapter_estimator_passes_check(estimator, check):
 
 @pytest.mark.parametrize(
     "last",
-    [LogisticRegression(), LinearSVC(), KNeighborsClassifier(2), Ridge(), LinearSVR()],
+    [
+        LogisticRegression(),
+        LinearSVC(),
+        CalibratedClassifierCV(LinearSVC(), cv=2),
+        Ridge(),
+        LinearSVR(),
+    ],
     ids=str,
 )
 def test_pipeline_of_tfidf_passes_the_checks_that_apply(last):

@@ -402,6 +402,31 @@ def test_pickle_of_a_model_trained_after_loading_carries_the_weights(model):
     )
 
 
+@pytest.mark.parametrize("damage", ["gone", "cut short"])
+def test_pickle_of_a_model_whose_folder_no_longer_gives_it_carries_the_weights(
+    tmp_path, damage
+):
+    folder = models.save_plain(tmp_path / "model", "bert", seed=6)
+    clf = fitted(models.load(folder))
+    if damage == "gone":
+        shutil.rmtree(folder)
+    else:
+        weights = folder / "model.safetensors"
+        data = weights.read_bytes()
+        weights.unlink()  # the loaded model still reads from that file
+        weights.write_bytes(data[:1000])
+    with pytest.warns(UserWarning, match="carries all its weights"):
+        loaded = pickle.loads(pickle.dumps(clf))
+    np.testing.assert_array_equal(
+        loaded.predict_proba(models.TEXTS), clf.predict_proba(models.TEXTS)
+    )
+
+
+def test_pickle_of_a_name_on_the_hub_holds_the_name():
+    loaded = pickle.loads(pickle.dumps(TextEncoder("nobody/some-model")))
+    assert loaded.model == "nobody/some-model"
+
+
 def test_pickle_carries_the_weights_of_one_model_once(folder):
     model = models.with_pooling(folder, pooling="cls")
     clf = fitted(TextEncoder(model, include_weights=True))
