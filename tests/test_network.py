@@ -335,3 +335,27 @@ def test_table_whose_list_of_blocks_is_empty_is_refused():
     encoder = ArrayEncoder(Blockless(), role_table={"blocks": "none", "query": "x"})
     with pytest.raises(ValueError, match="'none', but nothing is inside"):
         AdapterClassifier(encoder, layers=None).fit(np.eye(4), [0, 1, 0, 1])
+
+
+class Lost(TinyTextEncoder):
+    """Its weights are there at first, and gone later."""
+
+    gone = False
+
+    def load(self, **place):
+        if Lost.gone:
+            raise OSError("the disk with the weights is not there")
+        return super().load(**place)
+
+
+def test_encoder_that_is_gone_says_so_at_each_prediction(monkeypatch):
+    clf = AdapterClassifier(Lost(), max_epochs=1, random_state=0)
+    clf.fit(TEXTS, [0, 1, 0, 1])
+    expected = clf.predict_proba(TEXTS)
+    loaded = pickle.loads(pickle.dumps(clf))
+    monkeypatch.setattr(Lost, "gone", True)
+    for _ in range(2):
+        with pytest.raises(OSError, match="the disk with the weights is not there"):
+            loaded.predict(TEXTS)
+    monkeypatch.setattr(Lost, "gone", False)
+    np.testing.assert_array_equal(loaded.predict_proba(TEXTS), expected)
