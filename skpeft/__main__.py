@@ -293,8 +293,6 @@ def _read(file):
         with open(file, encoding="utf-8-sig", newline="") as opened:
             reader = csv.reader(opened)
             rows = [(reader.line_num, row) for row in reader if row]
-    except csv.Error as error:
-        raise ValueError(f"{file} is no CSV file: {error}") from error
     except UnicodeDecodeError as error:
         raise ValueError(
             f"{file} is not UTF-8 text; save it as CSV in UTF-8"

@@ -6,8 +6,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from sklearn.utils import check_array
 from torch import Tensor, nn
 
+from skpeft._data import check_texts
 from skpeft._network import AdapterNetwork
 from skpeft._sites import merge
 from skpeft.encoders.base import Backbone
@@ -137,6 +139,8 @@ class Predictor(nn.Module):
         Makes batches; holds no weights.
     """
 
+    _checked: Callable
+
     def __init__(self, encoder: nn.Module, head: LinearMap, reader: Backbone) -> None:
         super().__init__()
         self.encoder = encoder
@@ -149,15 +153,11 @@ class Predictor(nn.Module):
 
         Parameters
         ----------
-        X : sequence of str, of pairs of str, or of rows of numbers
-            Samples.
+        X : sequence of str, Series, frame or array-like of shape (n_samples, n_features)
+            As in `fit` of the estimator.
         """
-        if isinstance(X, str):
-            raise TypeError(
-                f"prepare was given the single text {X!r}; a sequence of samples is "
-                "expected. Put it in a list."
-            )
-        batch = self._reader.collate(self._reader.prepare(X))
+        samples = self._checked(X)
+        batch = self._reader.collate(self._reader.prepare(samples))
         weight = self.head.weight
         return {
             name: part.to(
@@ -174,6 +174,8 @@ class Predictor(nn.Module):
 
 class TextPredictor(Predictor):
     """From token ids to raw predictions."""
+
+    _checked = staticmethod(check_texts)
 
     def forward(
         self,
@@ -196,6 +198,8 @@ class TextPredictor(Predictor):
 
 class ArrayPredictor(Predictor):
     """From rows of numbers to raw predictions."""
+
+    _checked = staticmethod(check_array)
 
     def forward(self, values: Tensor) -> Tensor:
         """Map rows (batch, n_features) to raw predictions."""

@@ -797,8 +797,6 @@ def _must_be_equal(found, expected, given, tolerance=0.0):
                 f"{method} for {given} gives other labels than for the list."
             )
             continue
-        if method == "predict" and tolerance and "predict_proba" in expected:
-            continue
         error = float(np.abs(left - right).max())
         allowed = tolerance * max(1.0, float(np.abs(right).max()))
         assert error <= allowed, (

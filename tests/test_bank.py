@@ -5,7 +5,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+import torch
 from sklearn.exceptions import NotFittedError
+from torch import nn
 
 from skpeft import (
     AdapterBank,
@@ -152,6 +154,54 @@ def test_bank_of_one_and_bank_without_adapters_equal_the_estimators():
     bank = AdapterBank(fit("tiny", plain))
     assert_equals_single(bank, TEXTS)
     assert len(bank._pass.networks) == 1
+
+
+def test_bank_of_a_trained_encoder_and_lora_equals_the_estimators():
+    tasks = {"a": {"adapter": "full", "layers": 1}, "b": {"adapter": LoRA(2)}}
+    bank = AdapterBank(fit("tiny", tasks))
+    assert_equals_single(bank, TEXTS)
+    assert not bank._pass.stacked
+
+
+class Folding(TinyTextEncoder):
+    """Its layers see tokens of all rows in a shape of its own, so stacking cannot work."""
+
+    def __init__(self, fold="tokens first", *, n_layers=2):
+        super().__init__(n_layers=n_layers)
+        self.fold = fold
+
+    def load(self, **place):
+        # Built anew: what is loaded by name is shared with other encoders.
+        backbone = self._build(place["device"], place["dtype"])
+        for block in backbone.module.blocks:
+            for role in ("query", "key", "value"):
+                setattr(block, role, Folded(getattr(block, role), self.fold))
+        table = {**backbone.role_table, "value": "value.layer", "query": "query.layer"}
+        return backbone.with_role_table(table)
+
+
+class Folded(nn.Module):
+    def __init__(self, layer, fold):
+        super().__init__()
+        self.layer, self.fold = layer, fold
+
+    def forward(self, x):
+        if self.fold == "tokens first":
+            return self.layer(x.transpose(0, 1)).transpose(0, 1)
+        flat = x.reshape(-1, x.shape[-1])
+        return self.layer(torch.cat([flat, flat[:1]]))[:-1].view_as(x)
+
+
+@pytest.mark.parametrize("fold", ["tokens first", "one more"])
+def test_encoder_whose_layers_see_no_rows_is_not_stacked(fold):
+    bank = AdapterBank(fit(Folding(fold), {n: {"adapter": LoRA(2)} for n in "ab"}))
+    assert_equals_single(bank, TEXTS)
+    assert not bank._pass.stacked
+
+
+def test_repr_names_the_estimators():
+    estimators = fit("tiny", {"tone": {"adapter": None}})
+    assert repr(AdapterBank(estimators)) == f"AdapterBank({estimators!r})"
 
 
 def test_bank_counts_an_estimator_as_it_is_now():

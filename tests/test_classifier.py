@@ -12,7 +12,7 @@ import torch
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.exceptions import NotFittedError
-from sklearn.linear_model import LogisticRegression
+from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -200,6 +200,14 @@ def test_objective_for_regression_is_refused(objective):
         fitted(objective=objective)
 
 
+class FailingHead(ClassifierMixin, BaseEstimator):
+    def fit(self, X, y):
+        raise ValueError("a reason of its own")
+
+    def predict(self, X):
+        raise NotImplementedError  # nothing is ever fitted
+
+
 @pytest.mark.parametrize(
     ("parameters", "name"),
     [
@@ -212,6 +220,13 @@ def test_objective_for_regression_is_refused(objective):
         ({"device": "abacus"}, "device"),
         ({"class_weight": {"+": 1.0, "?": 2.0}}, "class_weight|\\?"),
         ({"class_weight": "even"}, "class_weight"),
+        ({"class_weight": {"+": -1.0}}, "must be finite, at least 0, and not all 0"),
+        ({"class_weight": {"+": 0, "-": 0}}, "finite, at least 0, and not all 0"),
+        (
+            {"head": Ridge()},
+            "head of a classification estimator must do classification",
+        ),
+        ({"head": FailingHead()}, "a reason of its own"),
     ],
     ids=str,
 )
@@ -520,6 +535,14 @@ def test_warm_start_goes_on_from_the_last_fit():
     np.testing.assert_allclose(clf.loss_curve_[10], clf.loss_curve_[11], rtol=1e-4)
 
 
+def test_warm_start_of_an_adapter_without_dropout_goes_on():
+    clf = fitted(adapter="bitfit", warm_start=True, shrinkage=0.0, learning_rate=0.01)
+    before = clf.transform(TEXTS)
+    clf.set_params(learning_rate=1e-12).fit(TEXTS, LABELS)
+    np.testing.assert_allclose(clf.transform(TEXTS), before, atol=1e-5)
+    assert clf.n_epochs_ == 8
+
+
 def test_warm_start_off_starts_anew():
     clf = fitted()
     assert same_model(clf.fit(TEXTS, LABELS), fitted())
@@ -536,6 +559,7 @@ def test_warm_start_of_unfitted_estimator_starts_anew():
         {"adapter": "bottleneck"},
         {"adapter": None},
         {"rank": 2},
+        {"adapter": LoRA(alpha=3.0)},
         {"layers": 1},
         {"encoder": TinyTextEncoder(seed=1)},
     ],
@@ -935,6 +959,11 @@ def test_fit_inside_contexts_of_torch_gives_the_same(adapter):
 # Texts about labels -------------------------------------------------------------------
 
 
+def test_pairs_that_hold_the_target_are_warned_of():
+    with pytest.warns(UserWarning, match="one text of each pair is the target itself"):
+        make(adapter=None).fit(list(zip(TEXTS, LABELS, strict=True)), LABELS)
+
+
 def test_label_texts_equal_further_rows():
     hints = {"+": ["good", "very good"], "-": "bad"}
     told = make(label_texts=hints, shrinkage=0.0).fit(TEXTS, LABELS)
@@ -942,6 +971,22 @@ def test_label_texts_equal_further_rows():
         [*TEXTS, "good", "very good", "bad"], [*LABELS, "+", "+", "-"]
     )
     assert same_model(told, added)
+
+
+def test_label_texts_weigh_as_much_as_a_row_does():
+    hints, weights = (
+        {"+": ["good", "very good"], "-": []},
+        np.linspace(1, 3, len(TEXTS)),
+    )
+    told = make(label_texts=hints, shrinkage=0.0).fit(TEXTS, LABELS, weights)
+    added = make(shrinkage=0.0).fit(
+        [*TEXTS, "good", "very good"], [*LABELS, "+", "+"], [*weights, 2.0, 2.0]
+    )
+    assert same_model(told, added)
+
+
+def test_label_texts_without_a_text_change_nothing():
+    assert same_model(fitted(label_texts={"+": []}), fitted())
 
 
 @pytest.mark.parametrize("labels", [[0, 1], [False, True], ["no", "a longer label"]])
@@ -971,6 +1016,7 @@ def test_label_texts_of_labels_without_rows_are_left_out_with_a_warning():
         ({"+": None}, TEXTS, "a str or a list of str"),
         ({"+": ["good", 5]}, TEXTS, "a str or a list of str"),
         ({"+": "good"}, PAIRS, "does not hold single texts"),
+        ({"+": "good\ud800"}, TEXTS, "lone surrogate"),
     ],
     ids=str,
 )

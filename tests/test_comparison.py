@@ -10,6 +10,7 @@ import pytest
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import accuracy_score, make_scorer
 from sklearn.model_selection import KFold, StratifiedKFold, cross_val_score
 from sklearn.pipeline import make_pipeline
 
@@ -78,6 +79,20 @@ def test_numbers_as_targets_are_regressed_and_specs_are_named_by_their_repr():
     )
     assert found.index.tolist() == ["LoRA(rank=2)", "['lora', 'bitfit']"]
     assert found.attrs["score_name"] == "R²"
+
+
+def test_score_that_is_a_function_gives_its_name():
+    def share_right(model, X, y):
+        return model.score(X, y)
+
+    scores = {}
+    for scoring in (None, share_right, make_scorer(accuracy_score)):
+        found = compare_strategies(
+            TEXTS, LABELS, [None], estimator=TINY, cv=2, scoring=scoring
+        )
+        scores[found.attrs["score_name"]] = found.loc["linear probe", "mean_test_score"]
+    assert list(scores) == ["Accuracy", "share_right", "Score"]
+    assert len(set(scores.values())) == 1
 
 
 def test_kind_of_estimator_follows_the_targets(monkeypatch):
@@ -182,6 +197,20 @@ def test_peak_memory_is_what_a_fit_touched_whatever_was_fitted_before():
         peak = found.loc[name, "peak_memory_bytes"] / MB
         assert 0.8 * size <= peak <= 1.1 * size + 12, name
     assert found["n_trained_params"].isna().all()
+
+
+@pytest.mark.parametrize("there", ["another system", "another C library"])
+def test_peak_memory_is_measured_where_free_memory_cannot_be_given_back(
+    monkeypatch, there
+):
+    pytest.importorskip("psutil", reason="psutil is not installed")
+    if there == "another system":
+        monkeypatch.setattr(sys, "platform", "win32")
+    else:
+        monkeypatch.setattr(skpeft.comparison.ctypes, "CDLL", lambda name: object())
+    with PeakMemory() as memory:
+        block = b"x" * (64 * MB)
+    assert memory.n_bytes >= 0.8 * len(block)
 
 
 def test_peak_memory_is_nan_without_psutil(monkeypatch):

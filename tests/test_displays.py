@@ -115,6 +115,14 @@ def test_scores_of_some_fits_alone_are_left_out_with_a_warning():
     assert shown.score_line_ is None
 
 
+def test_training_display_of_scores_without_a_best_epoch_marks_none():
+    shown = TrainingDisplay(losses=[3.0, 2.0], validation_scores=[0.5, 0.6]).plot()
+    assert list(shown.score_line_.get_ydata()) == [0.5, 0.6]
+    assert shown.best_line_ is None
+    labels = ["Training loss", "Validation score"]
+    assert texts_of(shown.score_ax_.get_legend()) == labels
+
+
 # Embeddings ---------------------------------------------------------------------------
 
 
@@ -171,6 +179,13 @@ def test_embeddings_go_to_two_given_axes_and_no_other_number(clf):
     assert plt.get_fignums() == [figure.number]
 
 
+def test_embeddings_without_shares_of_variance_name_the_components_alone():
+    points = np.arange(6.0).reshape(3, 2)
+    shown = EmbeddingDisplay(frozen=points, adapted=-points, y=LABELS[:3]).plot()
+    for ax in shown.axes_:
+        assert (ax.get_xlabel(), ax.get_ylabel()) == ("Component 1", "Component 2")
+
+
 def test_embeddings_of_wrong_input_are_refused(clf):
     with pytest.raises(ValueError, match="inconsistent numbers of samples"):
         EmbeddingDisplay.from_estimator(clf, TEXTS, LABELS[:-1])
@@ -214,6 +229,13 @@ def test_strategies_over_another_cost_show_those_that_have_it(results):
     assert shown.ax_.get_xlabel() == "Saved model (bytes)"
     assert shown.ax_.get_ylabel().startswith("Accuracy")
     assert texts_of(shown.ax_.get_legend()) == ["linear probe"]
+
+
+def test_strategies_go_to_given_axes(results):
+    figure, ax = plt.subplots()
+    shown = StrategyDisplay.from_results(results, ax=ax)
+    assert shown.ax_ is ax
+    assert plt.get_fignums() == [figure.number]
 
 
 def test_strategies_of_wrong_results_are_refused(results):

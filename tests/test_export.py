@@ -6,6 +6,7 @@ import pickle
 
 import joblib
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from sklearn.ensemble import RandomForestClassifier, RandomForestRegressor
@@ -26,6 +27,7 @@ from sklearn.svm import SVC, SVR, LinearSVC
 from skpeft import AdapterClassifier, AdapterRegressor
 from skpeft._export import linear_map
 from skpeft.adapters import (
+    IA3,
     BitFit,
     Bottleneck,
     LadderSide,
@@ -41,6 +43,7 @@ TEXTS, PAIRS = models.TEXTS, models.PAIRS
 NUMBERS = np.random.RandomState(0).randn(len(TEXTS), 3)
 CLASSES = ["a", "b", "c", "a", "b", "c", "a"]
 FAMILIES = ("bert", "mpnet", "distilbert", "roberta", "xlm-roberta")
+BOTH = ("attention_output", "ffn_out")
 THAT_STAY = [LoRA(4), BitFit(), Prefix(3), LadderSide(8)]
 DYNAMIC = torch.export.Dim.DYNAMIC
 
@@ -410,7 +413,36 @@ def test_temperature_of_the_default_head_is_in_the_module():
     np.testing.assert_allclose(found, clf.predict_proba(TEXTS), atol=1e-5)
 
 
-def test_prepare_refuses_a_single_text():
-    clf = AdapterClassifier("tiny", random_state=0).fit(["a", "b"] * 3, [0, 1] * 3)
-    with pytest.raises(TypeError, match=r"single text 'good'.*Put it in a list"):
-        clf.to_torch().prepare("good")
+@pytest.mark.parametrize(
+    ("encoder", "X", "kind", "message"),
+    [
+        ("tiny", "good", TypeError, r"single str.*pass a list of one"),
+        ("tiny", [], ValueError, "minimum of 1 is required"),
+        ("tiny", [1.0, 2.0], ValueError, "every entry must be a str"),
+        ("array", [], ValueError, "Expected 2D array"),
+        ("array", np.ones((0, 3)), ValueError, "minimum of 1 is required"),
+        ("array", ["good"], ValueError, "Expected 2D array"),
+    ],
+    ids=str,
+)
+def test_prepare_refuses_what_fit_refuses(encoder, X, kind, message):
+    clf = fit(encoder, TEXTS if encoder == "tiny" else NUMBERS, adapter=None)
+    with pytest.raises(kind, match=message):
+        clf.to_torch().prepare(X)
+
+
+def test_prepare_takes_frames_as_fit_does():
+    frame = pd.DataFrame({"text": TEXTS}, index=range(7, 0, -1))
+    clf = fit("tiny", frame)
+    module = clf.to_torch()
+    for X in (frame, frame["text"], np.array(TEXTS)[:, None]):
+        found = module(**module.prepare(X)).numpy()
+        np.testing.assert_allclose(found, clf.decision_function(frame), atol=1e-5)
+
+
+def test_layers_around_one_that_does_not_merge_stay_too():
+    adapters = [Bottleneck(4), LoRA(2, roles=["ffn_out"]), IA3(roles=BOTH)]
+    clf = fit("tiny", adapter=adapters, learning_rate=1e-2)
+    module = clf.to_torch()
+    found = module(**module.prepare(TEXTS)).numpy()
+    np.testing.assert_allclose(found, clf.decision_function(TEXTS), atol=1e-5)

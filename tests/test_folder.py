@@ -1,11 +1,14 @@
 """Folders hold what was learned, run no code, and are refused when tampered with."""
 
+import io
 import json
 import os
 import pickle
 import shutil
 import subprocess
 import sys
+import zipfile
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
@@ -321,6 +324,50 @@ def test_head_file_that_is_damaged_is_refused(tmp_path):
 # What has no form
 
 
+def test_head_file_that_holds_no_head_is_refused(tmp_path):
+    skops = pytest.importorskip("skops.io", reason="skops is not installed")
+    clf = fitted(adapter=None, head=LogisticRegression())
+    clf.save_pretrained(tmp_path / "model")
+    file = tmp_path / "model" / _folder.HEAD
+    damaged = io.BytesIO()
+    with zipfile.ZipFile(file) as old, zipfile.ZipFile(damaged, "w") as new:
+        for part in old.infolist():
+            data = old.read(part)
+            new.writestr(part, data[:-8] if part.filename.endswith("npy") else data)
+    for data, message in (
+        (damaged.getvalue(), "cannot be read"),
+        (skops.dumps({"head": 1, "head_": 2}), "holds no head"),
+        (skops.dumps(clf.head_), "holds no head"),
+    ):
+        file.write_bytes(data)
+        reseal(tmp_path / "model")
+        with pytest.raises(ValueError, match=rf"head\.skops {message}"):
+            AdapterClassifier.from_pretrained(tmp_path / "model")
+
+
+def test_labels_without_a_form_are_refused(tmp_path):
+    days = np.array(["2024-01-01", "2024-01-02", "2024-01-03"], dtype="datetime64[D]")
+    clf = fitted(y=np.repeat(days, 6))
+    with pytest.raises(ValueError, match=r"datetime64\[D\] have no form in JSON"):
+        clf.save_pretrained(tmp_path / "model")
+    assert not (tmp_path / "model").exists()
+
+
+def test_version_of_a_library_that_says_none_is_left_out(tmp_path, monkeypatch):
+    def version(name):
+        if name == "torch":
+            raise metadata.PackageNotFoundError(name)  # as in a frozen application
+        return plain(name)
+
+    plain = metadata.version
+    monkeypatch.setattr(metadata, "version", version)
+    clf = fitted()
+    same(clf, saved_and_loaded(clf, tmp_path / "model"))
+    recipe = json.loads((tmp_path / "model" / _folder.RECIPE).read_text())
+    assert recipe["versions"]["numpy"] == np.__version__
+    assert "torch" not in recipe["versions"]
+
+
 def test_callback_and_random_generator_are_left_out_with_a_word(tmp_path):
     clf = fitted(callback=print, random_state=np.random.RandomState(0))
     with pytest.warns(UserWarning, match="is left out") as caught:
@@ -470,6 +517,14 @@ def test_own_tensors_of_another_size_are_refused(change, tmp_path):
         AdapterClassifier.from_pretrained(tmp_path / "model")
 
 
+def test_own_tensors_of_another_type_are_refused(tmp_path):
+    fitted(adapter="bottleneck").save_pretrained(tmp_path / "model")
+    edit_tensors(_folder._peft.TENSORS, TENSOR_CHANGES["dtype"])(tmp_path / "model")
+    reseal(tmp_path / "model")
+    with pytest.raises(ValueError, match=r"type float16; float32 is expected"):
+        AdapterClassifier.from_pretrained(tmp_path / "model")
+
+
 @pytest.mark.parametrize("change", ["renamed"])
 def test_own_names_that_were_changed_are_refused_at_first_use(change, tmp_path):
     fitted(adapter="bottleneck").save_pretrained(tmp_path / "model")
@@ -563,6 +618,10 @@ RECIPE_CHANGES = {
     "classes object": put("fitted", "classes_", "values", [{}, [], None]),
     "classes cut": put("fitted", "classes_", "values", ["++", "-", "?"]),
     "head": put("head", {"class": "eval", "params": {}, "by_column": True}),
+    "head no object": put("head", [1]),
+    "head of a regressor": lambda recipe: recipe["head"].update(
+        {"class": "Ridge", "params": {"alpha": 1.0}}
+    ),
     "head parameter": put("head", "params", {"C": "1", "max_iter": 5}),
     "head shape": lambda recipe: recipe["head"].update(
         by_column=not recipe["head"]["by_column"]
@@ -631,8 +690,9 @@ def test_folder_with_another_encoder_is_refused_at_first_use(folder):
 
 
 def test_no_folder_is_an_error_that_says_what_is_expected(tmp_path):
-    with pytest.raises(FileNotFoundError, match="snapshot_download"):
-        AdapterClassifier.from_pretrained(tmp_path / "none")
+    for name in ("none", "none/deeper"):
+        with pytest.raises(FileNotFoundError, match="snapshot_download"):
+            AdapterClassifier.from_pretrained(tmp_path / name)
     with pytest.raises(FileNotFoundError, match=r"no file 'skpeft\.json'"):
         AdapterClassifier.from_pretrained(tmp_path)
 
@@ -693,6 +753,47 @@ def test_save_that_fails_leaves_the_former_model_whole(
     with pytest.raises(OSError, match="disk full"):
         clf.save_pretrained(folder)
     assert contents(folder) == former
+    assert os.listdir(tmp_path) == ["model"]
+
+
+def test_save_that_cannot_put_the_former_model_back_says_where_it_is(
+    folder, tmp_path, monkeypatch
+):
+    former, calls = contents(folder), []
+    plain = Path.rename
+
+    def fail(*arguments):
+        calls.append(arguments)
+        if len(calls) > 1:
+            raise OSError("disk gone")
+        return plain(*arguments)
+
+    clf = fitted()
+    monkeypatch.setattr(Path, "rename", fail)
+    with pytest.raises(OSError, match="disk gone"):
+        clf.save_pretrained(folder)
+    (aside,) = _files.left_aside(folder)
+    assert contents(aside) == former
+    with pytest.raises(FileNotFoundError, match="left the former model in"):
+        AdapterClassifier.from_pretrained(folder)
+
+
+def test_save_replaces_what_another_process_has_put_there_meanwhile(
+    whole, folder, tmp_path, monkeypatch
+):
+    plain, calls = Path.rename, []
+
+    def rename(path, target):
+        calls.append(path)
+        if len(calls) == 2:  # the former model is aside, ours not yet in its place
+            shutil.copytree(whole, folder)
+        return plain(path, target)
+
+    clf = fitted(adapter="bitfit")
+    monkeypatch.setattr(Path, "rename", rename)
+    clf.save_pretrained(folder)
+    assert len(calls) == 4
+    same(clf, AdapterClassifier.from_pretrained(folder))
     assert os.listdir(tmp_path) == ["model"]
 
 

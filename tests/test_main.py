@@ -279,6 +279,38 @@ def test_wrong_command_line_is_one_line_and_code_2(arguments, message, capsys):
     assert "--help" in line
 
 
+def test_warning_is_one_line_on_stderr(model, tmp_path, capsys):
+    table = write(tmp_path / "long.csv", [("plane " * 100,)], ["body"])
+    rows, err = run(capsys, "predict", model, table, "--text", "body")
+    assert len(rows) == 2
+    (line,) = err.splitlines()
+    assert line.startswith("warning: 1 of 1 texts (100%) are longer than max_length=64")
+
+
+def test_interrupt_is_one_line_and_code_130(file, tmp_path, capsys, monkeypatch):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt  # as Ctrl-C does
+
+    monkeypatch.setattr(AdapterClassifier, "fit", interrupted)
+    goal = ("--text", "body", "--label", "team", "-o", tmp_path / "new", *TINY)
+    assert main(words("fit", file, *goal)) == 130
+    assert capsys.readouterr().err.splitlines()[-1] == "interrupted"
+    assert not (tmp_path / "new").exists()
+
+
+def test_reader_that_has_seen_enough_is_no_error(model, tmp_path):
+    # More than a pipe holds, so that the writer is still at it when the reader leaves.
+    table = write(tmp_path / "many.csv", [*ROWS, ("x", "y", 1, "z" * 200_000)])
+    command = [sys.executable, "-m", "skpeft", *words("predict", model, table)]
+    with subprocess.Popen(
+        [*command, "--text", "body"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stdout.readline().startswith(b"body,team")
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 0
+
+
 def test_help_shows_examples(capsys):
     with pytest.raises(SystemExit) as caught:
         main(["fit", "--help"])

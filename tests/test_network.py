@@ -301,3 +301,61 @@ def test_adapter_with_two_roles_on_one_layer_is_refused():
     build(LoRA(2, roles=("query",)), encoder)
     with pytest.raises(ValueError, match="one layer more than once"):
         build(LoRA(2, roles=("query", "key")), encoder)
+
+
+@pytest.mark.parametrize("library", ["cuda", "mps"])
+def test_device_auto_is_the_accelerator_that_torch_finds(library, monkeypatch):
+    for name, module in (("cuda", torch.cuda), ("mps", torch.backends.mps)):
+        monkeypatch.setattr(module, "is_available", lambda name=name: name == library)
+    assert resolve_device("auto") == torch.device(library)
+
+
+class Nowhere(LoRA):
+    """A method of the user's own that forgets to say where it acts."""
+
+    def target_roles(self):
+        return ()
+
+
+def test_adapter_that_names_no_role_is_refused():
+    with pytest.raises(ValueError, match=r"Nowhere.* names no role"):
+        AdapterClassifier("tiny", adapter=Nowhere(2)).fit(TEXTS, [0, 1, 0, 1])
+
+
+class Blockless(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.map, self.none = torch.nn.Linear(4, 4), torch.nn.ModuleList()
+
+    def forward(self, values):
+        return self.map(values)
+
+
+def test_table_whose_list_of_blocks_is_empty_is_refused():
+    encoder = ArrayEncoder(Blockless(), role_table={"blocks": "none", "query": "x"})
+    with pytest.raises(ValueError, match="'none', but nothing is inside"):
+        AdapterClassifier(encoder, layers=None).fit(np.eye(4), [0, 1, 0, 1])
+
+
+class Lost(TinyTextEncoder):
+    """Its weights are there at first, and gone later."""
+
+    gone = False
+
+    def load(self, **place):
+        if Lost.gone:
+            raise OSError("the disk with the weights is not there")
+        return super().load(**place)
+
+
+def test_encoder_that_is_gone_says_so_at_each_prediction(monkeypatch):
+    clf = AdapterClassifier(Lost(), max_epochs=1, random_state=0)
+    clf.fit(TEXTS, [0, 1, 0, 1])
+    expected = clf.predict_proba(TEXTS)
+    loaded = pickle.loads(pickle.dumps(clf))
+    monkeypatch.setattr(Lost, "gone", True)
+    for _ in range(2):
+        with pytest.raises(OSError, match="the disk with the weights is not there"):
+            loaded.predict(TEXTS)
+    monkeypatch.setattr(Lost, "gone", False)
+    np.testing.assert_array_equal(loaded.predict_proba(TEXTS), expected)

@@ -399,10 +399,28 @@ def test_saved_adapter_in_a_list_is_refused(theirs):
         resolve_adapter([LoRA.from_pretrained(theirs()[0]), BitFit()])
 
 
+def test_folder_of_another_method_is_refused_by_name(plain_folder, theirs):
+    folder, _ = theirs()
+    with pytest.raises(ValueError, match=r"holds a LoRA, not a IA3. Use LoRA.from"):
+        IA3.from_pretrained(folder)
+    with pytest.raises(ValueError, match="was given to IA3, but a LORA is saved there"):
+        fitted(str(plain_folder()), IA3(weights=str(folder)))
+
+
 @pytest.mark.parametrize("kind", [LoRA, IA3])
 def test_frozen_without_weights_is_refused(kind):
     with pytest.raises(ValueError, match=r"frozen=True was given .* without weights"):
         resolve_adapter(kind(frozen=True))
+
+
+def test_folder_of_no_known_family_asks_for_the_roles(copied):
+    def rename_blocks(tensors, name):
+        for name in list(tensors):
+            tensors[name.replace("encoder.layer", "parts")] = tensors.pop(name)
+
+    edit_tensors(rename_blocks)(copied)
+    with pytest.raises(ValueError, match=r"known family.*LoRA\(\.\.\., roles="):
+        LoRA.from_pretrained(copied)
 
 
 def test_unknown_family_is_read_with_its_role_table(plain_folder, theirs, tmp_path):
@@ -446,6 +464,12 @@ def misplace(tensors, name):
         tensors[former.replace("layer.0", "layer.7")] = tensors.pop(former)
 
 
+def two_models(tensors, name):
+    for part in ("lora_A", "lora_B"):
+        former = name.replace("lora_A", part)
+        tensors[former.replace("encoder.", "other.encoder.")] = tensors[former]
+
+
 TAMPERINGS = {
     "missing": edit_tensors(lambda tensors, name: tensors.pop(name)),
     "missing layer": edit_tensors(without_layer),
@@ -459,6 +483,15 @@ TAMPERINGS = {
         lambda tensors, name: tensors.update({name + "s": tensors.pop(name)})
     ),
     "misplaced": edit_tensors(misplace),
+    "given twice": edit_tensors(
+        lambda t, n: t.update(
+            {
+                n.replace("lora_A.weight", f"lora_magnitude_vector{end}"): t[n][0]
+                for end in ("", ".weight")
+            }
+        )
+    ),
+    "of two models": edit_tensors(two_models),
     "path": edit_tensors(
         lambda tensors, name: tensors.update({"../../" + name: tensors.pop(name)})
     ),

@@ -286,6 +286,47 @@ def test_model_that_cannot_be_resumed_is_not_halved():
     assert _prefix.halve(LooksBack(), "blocks", 2, batch, alone) is None
 
 
+class Passing(nn.Module):
+    """Its blocks hand on more than the hidden states of tokens, or something else."""
+
+    def __init__(self, what):
+        super().__init__()
+        self.what = what
+        self.blocks = nn.ModuleList(PassingBlock(what) for _ in range(3))
+
+    def forward(self, batch):
+        hidden = batch["values"].mean(dim=1) if self.what == "rows" else batch["values"]
+        for i, block in enumerate(self.blocks):
+            if not (self.what == "left out" and i == 1):
+                hidden = block(hidden)
+                hidden = hidden[0] if isinstance(hidden, tuple) else hidden
+        return hidden if self.what == "rows" else hidden.mean(dim=1)
+
+
+class PassingBlock(nn.Module):
+    def __init__(self, what):
+        super().__init__()
+        self.what, self.map = what, nn.Linear(8, 8)
+
+    def forward(self, hidden):
+        hidden = torch.tanh(self.map(hidden))
+        return {"pair": (hidden, hidden.mean()), "nothing": (hidden, None)}.get(
+            self.what, hidden
+        )
+
+
+@pytest.mark.parametrize(
+    ("what", "halved"),
+    [("nothing", True), ("pair", False), ("rows", False), ("left out", False)],
+)
+def test_blocks_that_hand_on_more_than_hidden_states_are_not_halved(what, halved):
+    generator = torch.Generator().manual_seed(0)
+    batch = {"values": torch.randn(6, 4, 8, generator=generator)}
+    alone = {"values": batch["values"][-1:]}
+    found = _prefix.halve(Passing(what), "blocks", 2, batch, alone)
+    assert (found is not None) == halved
+
+
 @pytest.mark.parametrize("estimator", [AdapterClassifier, AdapterRegressor])
 def test_fit_does_not_depend_on_what_is_kept(estimator, plain_folder):
     def fitted():

@@ -6,7 +6,7 @@ import torch
 from sklearn.base import BaseEstimator, RegressorMixin
 from sklearn.ensemble import RandomForestRegressor
 from sklearn.exceptions import NotFittedError
-from sklearn.linear_model import Ridge
+from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.neighbors import KNeighborsRegressor
 
 from skpeft import AdapterRegressor
@@ -251,6 +251,11 @@ def test_interrupt_in_the_fit_of_the_head_leaves_nothing_fitted():
         reg.set_params(head=InterruptedHead()).fit(TEXTS, Y)
     with pytest.raises(NotFittedError):
         reg.predict(TEXTS)
+
+
+def test_head_that_classifies_is_refused():
+    with pytest.raises(ValueError, match="head of a regression estimator must do regr"):
+        fitted(head=LogisticRegression())
 
 
 def test_warm_start_goes_on_from_the_last_fit():

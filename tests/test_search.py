@@ -7,6 +7,7 @@ from sklearn.compose import ColumnTransformer
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import (
     GridSearchCV,
+    KFold,
     StratifiedKFold,
     cross_val_predict,
     cross_val_score,
@@ -141,6 +142,15 @@ def test_scores_of_regressor_are_one_column_of_predictions():
         scores.transform(TEXTS)[:, 0], scores.estimator_.predict(TEXTS)
     )
     assert list(scores.get_feature_names_out()) == ["adapterscores_prediction"]
+
+
+def test_scores_follow_folds_that_are_given():
+    y = np.array([text.count("plane") for text in TEXTS], dtype=float)
+    reg = AdapterRegressor("tiny", max_epochs=1, random_state=0)
+    folds = KFold(3, shuffle=True, random_state=1)
+    scores = AdapterScores(reg, cv=folds).fit_transform(TEXTS, y)
+    expected = cross_val_predict(reg, TEXTS, y, cv=folds)
+    np.testing.assert_array_equal(scores[:, 0], expected)
 
 
 def test_optuna_searches_adapters_and_learning_rates():

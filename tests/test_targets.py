@@ -409,6 +409,15 @@ def test_parameters_for_one_label_a_row_are_refused(parameters, message):
         classifier(**parameters).fit(TEXTS, LABELS)
 
 
+def test_frames_of_labels_are_known_by_their_names():
+    y = pd.DataFrame(LABELS, columns=["red", "good"])
+    told = classifier(max_epochs=2).fit(TEXTS, y, X_val=TEXTS[:4], y_val=y[:4])
+    assert told.classes_.tolist() == ["red", "good"]
+    assert len(told.validation_scores_) == told.n_epochs_
+    with pytest.raises(ValueError, match=r"name of its own|unique column names"):
+        classifier().fit(TEXTS, y.set_axis(["red", "red"], axis=1))
+
+
 def test_objective_of_labels_for_one_label_a_row_is_refused():
     with pytest.raises(ValueError, match="objective for classification"):
         classifier(objective="binary_cross_entropy").fit(TEXTS, LABELS[:, 0])

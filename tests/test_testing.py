@@ -8,9 +8,12 @@ import sys
 import numpy as np
 import pytest
 from sklearn.base import BaseEstimator, is_classifier
+from sklearn.calibration import CalibratedClassifierCV
 from sklearn.feature_extraction.text import TfidfVectorizer
-from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.linear_model import LogisticRegression, Ridge, RidgeClassifier
+from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
+from sklearn.svm import LinearSVC, LinearSVR
 
 from skpeft import AdapterClassifier, AdapterRegressor, testing
 from skpeft.testing import check_text_estimator, text_checks
@@ -41,7 +44,17 @@ def test_adapter_estimator_passes_check(estimator, check):
     check(estimator)
 
 
-@pytest.mark.parametrize("last", [LogisticRegression(), Ridge()], ids=str)
+@pytest.mark.parametrize(
+    "last",
+    [
+        LogisticRegression(),
+        LinearSVC(),
+        CalibratedClassifierCV(LinearSVC(), cv=2),
+        Ridge(),
+        LinearSVR(),
+    ],
+    ids=str,
+)
 def test_pipeline_of_tfidf_passes_the_checks_that_apply(last):
     pipeline = make_pipeline(TfidfVectorizer(), last)
     reads_less = {  # neither frames nor pairs, and errors of the vectoriser's own kind
@@ -61,6 +74,14 @@ def test_pipeline_of_tfidf_passes_the_checks_that_apply(last):
         check(pipeline)
 
 
+@pytest.mark.parametrize(
+    "head", [RidgeClassifier(), KNeighborsClassifier(2, weights="distance")], ids=str
+)
+@pytest.mark.parametrize("check", testing.MULTI_LABEL_CHECKS, ids=lambda c: c.__name__)
+def test_head_with_some_of_the_methods_passes_checks_of_labels(check, head):
+    check(AdapterClassifier("tiny", adapter=None, head=head, random_state=0))
+
+
 # One broken estimator a check ---------------------------------------------------------
 
 
@@ -72,6 +93,11 @@ class ReturnsNothing(AdapterClassifier):
 class UnfittedGivesAttributeError(AdapterClassifier):
     def predict(self, X):
         return self.head_.predict(self.transform(X))
+
+
+class UnfittedGivesAnAnswer(AdapterClassifier):
+    def predict(self, X):
+        return super().predict(X) if hasattr(self, "head_") else ["good"] * len(X)
 
 
 class LearnsAnotherRowsTarget(AdapterClassifier):
@@ -291,7 +317,10 @@ class GivesTheMean(AdapterRegressor):
 
 BROKEN = {
     "check_fit_returns_self": [ReturnsNothing],
-    "check_unfitted_estimator_says_so": [UnfittedGivesAttributeError],
+    "check_unfitted_estimator_says_so": [
+        UnfittedGivesAttributeError,
+        UnfittedGivesAnAnswer,
+    ],
     "check_learns_texts_that_differ_in_a_word": [LearnsAnotherRowsTarget],
     "check_sequences": [ReadsTuplesBackwards],
     "check_one_column_arrays": [PrintsRowsOfArrays],
@@ -364,6 +393,10 @@ def test_text_checks_of_regressor_hold_none_of_labels():
         *testing.MULTI_LABEL_CHECKS,
     }
     assert of_regressor - of_classifier == set(testing.MULTI_OUTPUT_CHECKS)
+    one_number = make_pipeline(TfidfVectorizer(), LinearSVR())
+    assert of_regressor - set(text_checks(one_number)) == set(
+        testing.MULTI_OUTPUT_CHECKS
+    )
 
 
 def test_text_checks_without_pandas_and_polars_leave_theirs_out(monkeypatch):
@@ -371,6 +404,7 @@ def test_text_checks_without_pandas_and_polars_leave_theirs_out(monkeypatch):
     names = {check.__name__ for check in text_checks(AdapterClassifier("tiny"))}
     assert "check_sequences" in names
     assert not [name for name in names if "pandas" in name or "polars" in name]
+    testing.check_containers_of_labels(ESTIMATORS[1])
 
 
 def test_check_of_estimator_with_tag_poor_score_lets_it_learn_nothing():

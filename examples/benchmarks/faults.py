@@ -511,11 +511,12 @@ class AtLine:
         self.number, self.count = number, 0
 
     def __enter__(self):
+        self.former = sys.gettrace()  # of a debugger, or of what measures coverage
         sys.settrace(self._enter)
         return self
 
     def __exit__(self, *_):
-        sys.settrace(None)
+        sys.settrace(self.former)
 
     def _enter(self, frame, *_):
         ours = str(Path(skpeft.__file__).parent)

@@ -101,9 +101,9 @@ def fill(module: nn.Module, start: Mapping[str, Mapping[str, np.ndarray]]) -> No
 def _fill_layer(layer: AdaptedLayer, parts: Mapping[str, Tensor]) -> None:
     if isinstance(layer, ScaledInput | ScaledOutput):
         layer.scale.copy_(parts["ia3_l"].flatten() - 1.0)
-    elif isinstance(layer, LoRALinear):
-        layer.lora_A.copy_(parts["lora_A.weight"])
-        layer.lora_B.copy_(parts["lora_B.weight"])
+        return
+    layer.lora_A.copy_(parts["lora_A.weight"])
+    layer.lora_B.copy_(parts["lora_B.weight"])
     if isinstance(layer, DoRALinear):
         layer.magnitude.zero_()
         start = layer.factor() * _lengths(layer)

@@ -214,7 +214,6 @@ class DoRALinear(LoRALinear):
 
     def merged(self) -> nn.Module | None:
         """Linear layer of the updated weight."""
-        linear = super().merged()
-        if linear is not None:
-            linear.weight.data *= self.factor().detach()[:, None]  # type: ignore[operator]
+        linear: Any = super().merged()  # there is one: what is inside is a plain layer
+        linear.weight.data *= self.factor().detach()[:, None]
         return linear

@@ -485,8 +485,6 @@ class TextBackbone(Backbone):
 
     def prepare(self, samples: Sequence) -> list[Item]:
         """Token ids of each text or pair, special tokens included."""
-        if not len(samples):
-            return []
         if isinstance(samples[0], str):
             columns = {"input_ids": samples}
         else:

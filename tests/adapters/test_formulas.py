@@ -303,6 +303,33 @@ def test_list_of_blocks_may_be_in_a_module_that_is_never_called(adapter):
     np.testing.assert_allclose(clf.transform(ROWS), before, rtol=1e-5, atol=1e-6)
 
 
+def test_full_training_leaves_tied_weights_tied():
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.up = nn.Linear(3, 8, bias=False)
+            self.down = nn.Linear(8, 8, bias=False)
+            self.back = nn.Linear(8, 8, bias=False)
+            self.back.weight = self.down.weight
+
+        def forward(self, values):
+            return self.back(torch.tanh(self.down(torch.tanh(self.up(values)))))
+
+    X = np.random.RandomState(0).randn(12, 3)
+    clf = AdapterClassifier(
+        ArrayEncoder(Tied()),
+        adapter="full",
+        max_epochs=2,
+        shrinkage=0.0,
+        random_state=0,
+    ).fit(X, [0, 1] * 6)
+    assert clf.n_trainable_params_ == 3 * 8 + 8 * 8
+    module = clf._network.live.module.model
+    assert module.back.weight is module.down.weight
+    frozen = clf._network.live.backbone.module.model
+    assert not torch.equal(module.down.weight, frozen.down.weight)
+
+
 def test_method_whose_wrap_gives_a_plain_module_is_refused():
     class Plain(LoRA):
         def wrap(self, layer, role, generator):
@@ -392,6 +419,11 @@ def test_methods_with_the_same_names_stand_around_one_layer():
     plain = network_of(None)
     items = plain.prepare(["good film"])
     np.testing.assert_allclose(network.features(items), plain.features(items))
+
+
+def test_combination_acts_where_its_members_act():
+    spec = Combination([LoRA(roles=["value", "query"]), BitFit(roles=["query", "key"])])
+    assert spec.target_roles() == ("value", "query", "key")
 
 
 def test_combination_takes_the_lowest_learning_rate():

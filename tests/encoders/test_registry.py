@@ -339,6 +339,26 @@ def test_own_module_of_rows_is_shared_and_watched():
 N_BYTES = 4 * 27_000  # of the tiny encoder's weights, roughly
 
 
+def test_own_module_whose_weights_do_not_lie_in_a_row_is_watched():
+    module = torch.nn.Linear(3, 4)
+    module.weight = torch.nn.Parameter(torch.randn(3, 4).T)
+    assert not module.weight.is_contiguous()
+    X = np.random.RandomState(0).randn(6, 3)
+    clf = AdapterClassifier(ArrayEncoder(module), adapter=None).fit(X, [0, 1] * 3)
+    clf.predict(X)
+    module.weight.data.mul_(1.5)
+    with pytest.raises(RuntimeError, match="were changed in place"):
+        clf.predict(X)
+
+
+def test_own_module_made_in_inference_mode_is_refused():
+    with torch.inference_mode():
+        module = torch.nn.Linear(3, 4)
+    clf = AdapterClassifier(ArrayEncoder(module), adapter=None)
+    with pytest.raises(ValueError, match=r"inside torch\.inference_mode"):
+        clf.fit(np.random.RandomState(0).randn(6, 3), [0, 1] * 3)
+
+
 def test_pickle_of_a_model_loaded_from_a_folder_holds_its_name(model, recwarn):
     clf = fitted(model)
     data = pickle.dumps(clf)
@@ -380,6 +400,31 @@ def test_pickle_of_a_model_trained_after_loading_carries_the_weights(model):
     np.testing.assert_array_equal(
         loaded.predict_proba(models.TEXTS), clf.predict_proba(models.TEXTS)
     )
+
+
+@pytest.mark.parametrize("damage", ["gone", "cut short"])
+def test_pickle_of_a_model_whose_folder_no_longer_gives_it_carries_the_weights(
+    tmp_path, damage
+):
+    folder = models.save_plain(tmp_path / "model", "bert", seed=6)
+    clf = fitted(models.load(folder))
+    if damage == "gone":
+        shutil.rmtree(folder)
+    else:
+        weights = folder / "model.safetensors"
+        data = weights.read_bytes()
+        weights.unlink()  # the loaded model still reads from that file
+        weights.write_bytes(data[:1000])
+    with pytest.warns(UserWarning, match="carries all its weights"):
+        loaded = pickle.loads(pickle.dumps(clf))
+    np.testing.assert_array_equal(
+        loaded.predict_proba(models.TEXTS), clf.predict_proba(models.TEXTS)
+    )
+
+
+def test_pickle_of_a_name_on_the_hub_holds_the_name():
+    loaded = pickle.loads(pickle.dumps(TextEncoder("nobody/some-model")))
+    assert loaded.model == "nobody/some-model"
 
 
 def test_pickle_carries_the_weights_of_one_model_once(folder):
