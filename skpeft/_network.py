@@ -42,7 +42,7 @@ _TOKENS_PER_GROUP = (256, 16384)
 # the default encoder and adapters.
 _TOKENS_KEPT = 8192
 # Of how many windows features are asked for at once: many small tensors scatter the memory.
-_WINDOWS_AT_ONCE = 256
+_WINDOWS_AT_ONCE = 1024
 # From 12 rows on, a row of a matrix product had the same bits whatever came with it. What
 # is asked for with fewer tokens in all is neither kept nor looked up.
 _LEAST_TOKENS = 16
@@ -334,17 +334,28 @@ class AdapterNetwork:
     def frozen_features(self, items: Sequence[Item]) -> np.ndarray:
         """Features of the encoder alone, of shape (n_items, dim); kept like hidden states."""
         self.live.backbone.check_unchanged()
-        windows, features = self.windows(items), torch.empty(0)
+
+        def frozen(windows: list[Item]) -> Tensor:
+            kept = self.kept(("features",), windows, self._frozen)
+            return torch.stack([row for (row,) in kept])
+
+        features = self._few_by_few(self.windows(items), frozen)
+        return _finite(self.live.backbone.join(features, items).cpu().numpy())
+
+    def _few_by_few(
+        self, windows: list[Item], compute: Callable[[list[Item]], Tensor]
+    ) -> Tensor:
+        """Features of windows, asked for some at a time by their lengths, in their order."""
+        features = torch.empty(0)
         order = np.argsort(self.lengths(windows), kind="stable")
         for part in np.split(
             order, range(_WINDOWS_AT_ONCE, len(order), _WINDOWS_AT_ONCE)
         ):
-            kept = self.kept(("features",), [windows[i] for i in part], self._frozen)
-            rows = torch.stack([row for (row,) in kept])
+            rows = compute([windows[i] for i in part])
             if not len(features):
                 features = rows.new_empty(len(windows), rows.shape[1])
             features[torch.from_numpy(part)] = rows
-        return _finite(self.live.backbone.join(features, items).cpu().numpy())
+        return features
 
     def _frozen(self, batch: dict[str, Tensor]) -> list[list[Tensor]]:
         """Features of a batch from the encoder as it is."""
@@ -494,7 +505,7 @@ class AdapterNetwork:
         each = dict(zip(keys, windows, strict=True))  # the same text goes through once
         place = {key: i for i, key in enumerate(each)}
         with torch.no_grad(), self.dropout(None):
-            found = self.forward_windows(list(each.values()))
+            found = self._few_by_few([*each.values()], self.forward_windows)
             features = found[[place[key] for key in keys]]
             return _finite(self.live.backbone.join(features, items).cpu().numpy())
 

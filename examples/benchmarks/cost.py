@@ -10,7 +10,8 @@ encoder first; results are appended line by line. ``--what``:
 - ``limit``: matrix products that the training loop must do, at the rate that the machine
   reached for products of the same shapes just before, over the seconds that it took;
 - ``search``: 4 ranks by 5 folds and the refit: `GridSearchCV` with the cache of hidden
-  states, without, after 21 cold fits one by one, and `AdapterClassifierCV`;
+  states, without, 21 cold fits one by one, `AdapterClassifierCV`, and 21 fits of PEFT's LoRA
+  by skorch;
 - ``predict``: 1, 32 and 5,000 texts, against `SentenceTransformer.encode` and the head, and
   against the bare module and its tokenizer;
 - ``first``: the first prediction of a loaded model in a new process, against a process that
@@ -39,7 +40,7 @@ import torch
 from few_shot import draw, read
 from peers import ENCODER, PeftSkorch, PeftTrainer, SetFit, locate
 from sklearn.base import clone
-from sklearn.model_selection import GridSearchCV, ParameterGrid, check_cv
+from sklearn.model_selection import GridSearchCV, check_cv
 
 import skpeft
 from skpeft import AdapterClassifier, AdapterClassifierCV
@@ -147,10 +148,12 @@ def search(args, method, layers):
     one = AdapterClassifier(layers=layers, random_state=0)
     if method == "cv":
         model = AdapterClassifierCV(ranks=ranks, layers=[layers], cv=5, random_state=0)
+    elif method == "cold":
+        model = OneByOne(lambda rank, y: clone(one).set_params(rank=rank), ranks)
+    elif method == "peft_skorch":
+        model = OneByOne(lambda rank, y: PeftSkorch(0, y, rank=rank), ranks)
     else:
         model = GridSearchCV(one, {"rank": ranks}, cv=5)
-    if method == "cold":
-        model = ColdFits(model)
     n_bytes = 0 if method == "no_cache" else 2**28
     with skpeft.config_context(cache_bytes=n_bytes), measured(found):
         model.fit(X, y)
@@ -158,27 +161,31 @@ def search(args, method, layers):
     return found | {"scores": list(scores), "best": model.best_params_["rank"]}
 
 
-class ColdFits:
+class OneByOne:
     """The fits of a grid search, each as if it were the first of its process."""
 
-    def __init__(self, grid):
-        self.grid = grid
+    def __init__(self, make, ranks):
+        self.make, self.ranks = make, ranks
 
     def fit(self, X, y):
-        estimator, folds = self.grid.estimator, check_cv(5, y, classifier=True)
-        scores = []
-        for params in ParameterGrid(self.grid.param_grid):
-            found = []
-            for train, test in folds.split(X, y):
-                skpeft.clear_cache()
-                clf = clone(estimator).set_params(**params)
-                clf.fit(X.iloc[train], y.iloc[train])
-                found.append(clf.score(X.iloc[test], y.iloc[test]))
-            scores.append(np.mean(found))
+        folds = [*check_cv(5, y, classifier=True).split(X, y)]
+
+        def fitted(rank, rows):
+            skpeft.clear_cache()
+            return self.make(rank, y).fit(X.iloc[rows], y.iloc[rows])
+
+        scores = [
+            np.mean(
+                [
+                    np.mean(fitted(rank, train).predict(X.iloc[test]) == y.iloc[test])
+                    for train, test in folds
+                ]
+            )
+            for rank in self.ranks
+        ]
         self.cv_results_ = {"mean_test_score": scores}
-        self.best_params_ = ParameterGrid(self.grid.param_grid)[int(np.argmax(scores))]
-        skpeft.clear_cache()
-        clone(estimator).set_params(**self.best_params_).fit(X, y)
+        self.best_params_ = {"rank": self.ranks[int(np.argmax(scores))]}
+        fitted(self.best_params_["rank"], np.arange(len(y)))
 
 
 def predict(args, method, n):
@@ -275,7 +282,7 @@ def plan(args):
         "limit": [{"n": 1000, "epochs": 3}],
         "search": [
             {"method": method, "layers": 3}
-            for method in ("grid", "no_cache", "cold", "cv")
+            for method in ("grid", "no_cache", "cold", "cv", "peft_skorch")
         ],
         "predict": [
             {"method": method, "n": n}

@@ -78,9 +78,9 @@ class PeftTrainer(Peer):
 
     epochs, batch_size = 20, 16
 
-    def __init__(self, seed, y, learning_rate=2e-3):
+    def __init__(self, seed, y, learning_rate=2e-3, rank=8):
         super().__init__(seed, y)
-        self.learning_rate = learning_rate
+        self.learning_rate, self.rank = learning_rate, rank
         self.build(len(self.classes_))
 
     def build(self, n_outputs):
@@ -94,7 +94,10 @@ class PeftTrainer(Peer):
             folder, num_labels=n_outputs, dtype="float32"
         )
         config = LoraConfig(
-            task_type="SEQ_CLS", r=8, lora_alpha=16, target_modules=["query", "value"]
+            task_type="SEQ_CLS",
+            r=self.rank,
+            lora_alpha=2 * self.rank,
+            target_modules=["query", "value"],
         )
         self.model = get_peft_model(base, config)
         self.n_trainable_params_ = sum(
@@ -199,7 +202,7 @@ class PeftRegressor(PeftTrainer):
     """The same with one output and squared error, on standardised targets."""
 
     def __init__(self, seed, y):
-        self.seed, self.learning_rate = seed, 2e-3
+        self.seed, self.learning_rate, self.rank = seed, 2e-3, 8
         self.build(1)
 
     def fit(self, X, y):

@@ -41,7 +41,7 @@ _PROBES = (
 )
 
 
-# Long texts that are read again in full together: their ids are lists of objects first.
+# Texts that are cut into tokens together: their ids are lists of objects first.
 _TEXTS_AT_ONCE = 64
 # Before the names of what belongs to the second text of a pair.
 _SECOND = "second_"
@@ -526,9 +526,12 @@ class TextBackbone(Backbone):
 
     def _ids(self, texts: Sequence[str]) -> list[np.ndarray]:
         """Token ids of single texts, after the prompt; never none at all."""
-        encoded = self._tokenize([self._prompt + text for text in texts])
-        filler = [self._weights.tokenizer.pad_token_id or 0]
-        return [_array(row or filler) for row in encoded["input_ids"]]
+        filler, rows = [self._weights.tokenizer.pad_token_id or 0], []
+        for start in range(0, len(texts), _TEXTS_AT_ONCE):
+            some = texts[start : start + _TEXTS_AT_ONCE]
+            encoded = self._tokenize([self._prompt + text for text in some])
+            rows += [_array(row or filler) for row in encoded["input_ids"]]
+        return rows
 
     def _beyond(
         self,
