@@ -93,8 +93,7 @@ class Linear(nn.Module):
     ) -> None:
         super().__init__()
         features = rows.frozen
-        if features is None:
-            features = network.start_features(rows.items)
+        assert features is not None
         start = closed_form(features, rows.targets, rows.weights, objective.task)
         device, dtype = network.live.device, torch.from_numpy(features).dtype
 
