@@ -1,9 +1,12 @@
 """What specs take and refuse, and how what they make starts."""
 
+import ast
+import inspect
 import math
 
 import pytest
 import torch
+from numpydoc.docscrape import ClassDoc
 from torch import nn
 
 from skpeft.adapters import (
@@ -24,6 +27,7 @@ from skpeft.adapters import (
     Stack,
 )
 from skpeft.adapters.base import Handover
+from skpeft.objectives import OBJECTIVES
 
 SIZED = [kind for kind in ADAPTERS.values() if kind.capacity is not None]
 WIDTH = 400
@@ -71,6 +75,17 @@ SPECS = [
 @pytest.mark.parametrize("kind", ADAPTERS.values())
 def test_every_parameter_of_a_spec_has_a_constraint(kind):
     assert kind._parameter_constraints.keys() == kind().get_params().keys()
+
+
+@pytest.mark.parametrize("kind", [*ADAPTERS.values(), *OBJECTIVES.values()])
+def test_defaults_are_those_of_the_docstring(kind):
+    told = {
+        parameter.name: parameter.type.partition("default=")[2]
+        for parameter in ClassDoc(kind)["Parameters"]
+    }
+    signature = inspect.signature(kind).parameters
+    given = {name: parameter.default for name, parameter in signature.items()}
+    assert {name: ast.literal_eval(text) for name, text in told.items()} == given
 
 
 @pytest.mark.parametrize("kind", SIZED)
@@ -121,6 +136,23 @@ def test_roles_at_which_specs_act():
     assert LayerNormTuning().target_roles() == NORM_ROLES
     both = Combination([LoRA(), IA3()]).target_roles()
     assert both == ("query", "value", "key", "ffn_out")
+
+
+@pytest.mark.parametrize("kind", [LoRA, BitFit])
+def test_roles_that_are_left_to_the_encoder_name_none(kind):
+    kind(roles=None).validate()
+    assert kind(roles=None).target_roles() == ()
+    assert kind(roles=["key"]).target_roles() == ("key",)
+
+
+def test_fused_layer_stands_for_queries_keys_and_values_alone_where_these_are_not_there():
+    fused = {"blocks": "b", "query_key_value": "qkv"}
+    assert LoRA(roles=["key", "ffn_in"]).roles_in(fused) == (
+        "query_key_value",
+        "ffn_in",
+    )
+    both = {**fused, "query": "q"}
+    assert LoRA(roles=["query", "key"]).roles_in(both) == ("query", "query_key_value")
 
 
 def test_layer_norm_tuning_finds_normalisations_by_the_end_of_their_role():
@@ -222,6 +254,28 @@ def test_blocks_have_one_head_unless_told():
         query = torch.randn(3, 6, generator=torch.Generator().manual_seed(0))
         shares = (query @ memory.key.T / 6**0.5).softmax(dim=-1)
         torch.testing.assert_close(memory(query), shares @ memory.value)
+
+
+@pytest.mark.parametrize("spec", SPECS, ids=str)
+def test_count_is_that_of_the_tensors_where_layers_are_not_square(spec):
+    shapes = {"query": (6, 8), "key": (6, 8), "value": (6, 8)}
+    shapes |= {"attention_output": (8, 6), "ffn_in": (6, 11), "ffn_out": (11, 6)}
+    layers = {role: nn.Linear(*shape) for role, shape in shapes.items()}
+    shapes |= dict.fromkeys(NORM_ROLES, (6, 6))
+    layers |= {role: nn.LayerNorm(6) for role in NORM_ROLES}
+    block = Stack([layers], [nn.Identity()], nn.Identity())
+    found = {id(tensor): tensor.numel() for tensor in attached(spec, block).values()}
+    roles = spec.roles_in({role: role for role in shapes})
+    assert sum(found.values()) == spec.count({role: shapes[role] for role in roles})
+
+
+def test_prefix_is_as_wide_as_what_attention_gathers():
+    sites = {"query": nn.Linear(6, 8), "attention_output": nn.Linear(8, 6)}
+    (layers,) = Prefix(3).attach(Stack([sites], n_heads=2), torch.Generator())
+    assert layers["query"].memory.key.shape == (3, 8)
+    gathered = torch.zeros(2, 8)
+    layers["query"](torch.zeros(2, 6))
+    assert layers["attention_output"](gathered).shape == (2, 6)
 
 
 # Layers
