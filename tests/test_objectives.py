@@ -206,6 +206,19 @@ def test_label_contrastive_equals_the_double_loop_over_sets():
     assert found[[3, 7]].tolist() == [0.0, 0.0]
 
 
+@pytest.mark.parametrize("temperature", [None, 0.5])
+def test_label_contrastive_of_rows_without_labels_is_zero(temperature):
+    features = normal(4, DIM).requires_grad_()
+    some = torch.tensor([[1, 0], [1, 0], [0, 0], [0, 0]], dtype=torch.float64)
+    values = LabelContrastive(temperature).value(features, some)
+    assert (values[:2] > 0).all()
+    assert values[2:].tolist() == [0.0, 0.0]
+    none = LabelContrastive(temperature).value(features, torch.zeros_like(some))
+    assert none.tolist() == [0.0] * 4
+    (values.sum() + none.sum()).backward()
+    assert torch.isfinite(features.grad).all()
+
+
 def test_binary_cross_entropy_is_the_log_loss_of_sklearn_summed_over_labels():
     outputs, targets = outputs_and_targets(BinaryCrossEntropy())
     found = BinaryCrossEntropy().value(outputs, targets).mean().item()
