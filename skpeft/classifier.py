@@ -431,6 +431,26 @@ class AdapterClassifier(ClassifierMixin, BaseAdapterEstimator):
         """
         return self._ask_head("decision_function", X)
 
+    def score(self, X, y, sample_weight=None):
+        """Accuracy; with several labels a text the share of rows with all of them right.
+
+        Parameters
+        ----------
+        X : sequence of str, Series, frame or array-like of shape (n_samples, n_features)
+            As in `fit`.
+        y : array-like of shape (n_samples,) or (n_samples, n_labels)
+            True classes, or indicators of labels.
+        sample_weight : array-like of shape (n_samples,) or None, default=None
+            Weights of the rows.
+
+        Returns
+        -------
+        float
+            In [0, 1].
+        """
+        y = check_indicators(y) if n_columns(y) > 1 else y
+        return super().score(X, y, sample_weight)
+
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()
         tags.classifier_tags.multi_label = True

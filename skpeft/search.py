@@ -2,12 +2,13 @@
 
 import time
 import warnings
+from collections.abc import Iterable
 from typing import ClassVar
 
 import numpy as np
 from sklearn.exceptions import FitFailedWarning
 from sklearn.metrics import check_scoring
-from sklearn.model_selection import check_cv
+from sklearn.model_selection import PredefinedSplit, check_cv
 from sklearn.utils import _safe_indexing
 from sklearn.utils.parallel import Parallel, delayed
 from sklearn.utils.validation import check_is_fitted, indexable
@@ -84,7 +85,8 @@ class BaseAdapterCV:
         y : array-like of shape (n_samples,) or (n_samples, n_outputs)
             Targets.
         sample_weight : array-like of shape (n_samples,) or None, default=None
-            Weights of the rows in every fit; scores do not use them.
+            Weights of the rows in every fit; scores do not use them. Rows of weight 0 are
+            removed before the folds are made, or from the folds that `cv` lists.
         groups : array-like of shape (n_samples,) or None, default=None
             Groups of rows, for splitters that keep these together.
 
@@ -119,16 +121,13 @@ class BaseAdapterCV:
         """Fitted attributes; nothing of the object is changed before all is done."""
         candidates = self._candidates()
         model = self._model(candidates[0])
-        learned = self._learned_of_input(model, X, y, sample_weight)
-        X, y, groups = indexable(X, y, groups)
-        if sample_weight is not None:
-            sample_weight = check_sample_weight(sample_weight, X)
-        cv = check_cv(self.cv, y, classifier=self._task == "classification")
-        folds = list(cv.split(np.zeros(len(X)), y, groups))
-        if not folds:
-            raise ValueError(f"cv={self.cv!r} gives no folds. Give at least one.")
+        learned, data = self._learned_of_input(model, X, y, sample_weight)
+        X, groups = indexable(X, groups)
+        kept = np.flatnonzero(check_sample_weight(sample_weight, X))
+        folds = self._folds(len(X), kept, data.y, groups)
+        X, y = _safe_indexing(X, kept), _plain(y, data.y, kept)
         scorer = check_scoring(model, self.scoring)
-        results = self._race(candidates, X, y, sample_weight, folds, scorer)
+        results = self._race(candidates, X, y, data.weights, folds, scorer)
         best = int(results["rank_test_score"].argmin())
         learned |= {
             "n_splits_": len(folds),
@@ -138,18 +137,37 @@ class BaseAdapterCV:
             "best_score_": results["mean_test_score"][best],
         }
         if self.refit:
-            learned |= self._refit(candidates[best], X, y, sample_weight)
+            learned |= self._refit(candidates[best], X, y, data.weights)
         return learned
 
     @staticmethod
     def _learned_of_input(model, X, y, sample_weight):
-        """Refuse what every fold would refuse; what is learned from the columns of X."""
+        """Refuse what every fold would; what the columns of X teach, and rows that count."""
         from skpeft.encoders import resolve_encoder
 
         modality = resolve_encoder(model.encoder).modality
         data = model._check_rows(X, y, sample_weight, modality, reset=True)
         model._learn_target(data.y, getattr(y, "columns", None))
-        return _learned(model)
+        return _learned(model), data
+
+    def _folds(self, n_rows, kept, y, groups):
+        """Places of the training rows and of the held-out ones among those that are kept."""
+        cv = check_cv(self.cv, y, classifier=self._task == "classification")
+        if isinstance(self.cv, Iterable | PredefinedSplit):  # has numbers of rows
+            place = np.full(n_rows, -1)
+            place[kept] = np.arange(len(kept))
+            folds = [[p[p >= 0] for p in (place[i], place[j])] for i, j in cv.split()]
+        else:
+            groups = None if groups is None else _safe_indexing(groups, kept)
+            folds = list(cv.split(np.zeros(len(kept)), y, groups))
+        if not folds:
+            raise ValueError(f"cv={self.cv!r} gives no folds. Give at least one.")
+        if not all(len(rows) for fold in folds for rows in fold):
+            raise ValueError(
+                f"cv={self.cv!r} gives a fold without rows to train on or to score, where "
+                "rows of weight 0 do not count. Give folds that have both."
+            )
+        return folds
 
     def _refit(self, params, X, y, sample_weight):
         """Fitted attributes of one candidate on all rows, and that candidate itself."""
@@ -227,6 +245,14 @@ class BaseAdapterCV:
         """
         check_is_fitted(self)
         self.best_estimator_.save_pretrained(folder)
+
+
+def _plain(y, checked, kept):
+    """Targets of the kept rows in types of numpy; a frame stays one for its names."""
+    if checked.ndim == 1 or not hasattr(y, "columns"):
+        return checked
+    y = _safe_indexing(y, kept)
+    return y.astype(checked.dtype) if hasattr(y, "astype") else y
 
 
 def _learned(estimator):

@@ -14,7 +14,14 @@ from numpydoc.docscrape import ClassDoc
 from sklearn.base import clone
 from sklearn.exceptions import FitFailedWarning, NotFittedError
 from sklearn.metrics import log_loss
-from sklearn.model_selection import GridSearchCV, GroupKFold, KFold, LeaveOneOut
+from sklearn.model_selection import (
+    GridSearchCV,
+    GroupKFold,
+    KFold,
+    LeaveOneOut,
+    PredefinedSplit,
+    StratifiedKFold,
+)
 
 from skpeft import (
     AdapterClassifier,
@@ -181,6 +188,71 @@ def test_weights_reach_every_fit_and_the_refit():
         assert cv.cv_results_[f"split{i}_test_score"][0] == pytest.approx(expected)
     plain = AdapterClassifier(**OWN, rank=2).fit(TEXTS, LABELS, weights)
     np.testing.assert_array_equal(cv.transform(TEXTS), plain.transform(TEXTS))
+
+
+WEIGHTS = np.arange(30) % 5 + 0.0  # six of them are 0
+KEPT = np.flatnonzero(WEIGHTS)
+
+
+def numbered(folds):
+    """Folds of the kept rows, by the numbers of all rows, with the rows of weight 0 too."""
+    left = np.flatnonzero(WEIGHTS == 0)
+    return [
+        (np.r_[KEPT[train], left], np.r_[left, KEPT[test]]) for train, test in folds
+    ]
+
+
+@KINDS
+def test_rows_of_weight_zero_are_as_if_removed(kind, single, y):
+    scoring = "neg_log_loss" if kind is AdapterClassifierCV else None
+    parameters = {"cv": 3, "scoring": scoring}
+    cv = kind(**OWN, **parameters, ranks=[2, 4], eliminate=False)
+    found = cv.fit(pd.Series(TEXTS), pd.Series(y), WEIGHTS > 0)
+    search = GridSearchCV(single(**OWN), {"rank": [2, 4]}, **parameters)
+    search.fit([TEXTS[i] for i in KEPT], y[KEPT])
+    for name in [*(f"split{i}_test_score" for i in range(3)), "mean_test_score"]:
+        expected = search.cv_results_[name]
+        np.testing.assert_allclose(found.cv_results_[name], expected, atol=1e-12)
+    expected = search.best_estimator_.transform(TEXTS)
+    np.testing.assert_array_equal(found.transform(TEXTS), expected)
+
+
+@pytest.mark.parametrize("kind", ["list", "iterator", "predefined", "groups"])
+def test_rows_of_weight_zero_are_in_no_fold_of_any_kind(kind):
+    groups = np.arange(30) // 4
+    test_fold = np.where(np.arange(30) < 7, -1, np.arange(30) % 2)
+    folds = {
+        "list": list(StratifiedKFold(3).split(KEPT, LABELS[KEPT])),
+        "iterator": list(StratifiedKFold(3).split(KEPT, LABELS[KEPT])),
+        "predefined": list(PredefinedSplit(test_fold[KEPT]).split()),
+        "groups": list(GroupKFold(3).split(KEPT, groups=groups[KEPT])),
+    }[kind]
+    given = {
+        "list": numbered(folds),
+        "iterator": iter(numbered(folds)),
+        "predefined": PredefinedSplit(test_fold),
+        "groups": GroupKFold(3),
+    }[kind]
+    cv = AdapterClassifierCV(**OWN, ranks=[2], cv=given, scoring="neg_log_loss")
+    cv.fit(TEXTS, LABELS, WEIGHTS, groups=groups)
+    assert cv.n_splits_ == len(folds)
+    for i, (train, test) in enumerate(folds):
+        one = AdapterClassifier(**OWN, rank=2)
+        rows = KEPT[train]
+        one.fit([TEXTS[j] for j in rows], LABELS[rows], WEIGHTS[rows])
+        unseen = [TEXTS[j] for j in KEPT[test]]
+        shares = one.predict_proba(unseen)
+        expected = -log_loss(LABELS[KEPT[test]], shares, labels=one.classes_)
+        assert cv.cv_results_[f"split{i}_test_score"][0] == pytest.approx(expected)
+
+
+def test_fold_whose_rows_all_have_weight_zero_is_refused():
+    zero = np.flatnonzero(WEIGHTS == 0)
+    cv = AdapterClassifierCV(**OWN, ranks=[2], cv=[(KEPT, zero)])
+    with pytest.raises(ValueError, match=r"fold without rows .* weight 0 do not count"):
+        cv.fit(TEXTS, LABELS, WEIGHTS)
+    cv.fit(TEXTS, LABELS)
+    assert cv.n_splits_ == 1
 
 
 def test_candidate_that_fails_is_out_with_a_warning():

@@ -54,6 +54,7 @@ TRIALS = {
     "One bit flipped among the trained tensors of a joblib file": 60,
     "One bit flipped anywhere in a joblib file": 20,
     "A disk that is full at some byte of a save": 10,
+    "A small file system that is full, of bytes or of files, in a save": 10,
     "A folder that must not be written to": 1,
     "Four processes that save to one name at the same time": 2,
     "Sixteen threads that fit, predict and load on one encoder": 1,
@@ -66,6 +67,9 @@ def test_fault_breaks_no_promise(name):
     record = faults.run(name, seed=1, scale=TRIALS[name] / faults.FAULTS[name][1])
     assert record["trials"] >= TRIALS[name]
     assert [word for word in record["outcomes"] if "BROKEN" in word] == []
+    skipped = [word for word in record["outcomes"] if word.startswith("skipped")]
+    if skipped:
+        pytest.skip(skipped[0])
 
 
 def test_every_fault_of_the_script_is_tried():

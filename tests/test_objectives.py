@@ -206,6 +206,19 @@ def test_label_contrastive_equals_the_double_loop_over_sets():
     assert found[[3, 7]].tolist() == [0.0, 0.0]
 
 
+@pytest.mark.parametrize("temperature", [None, 0.5])
+def test_label_contrastive_of_rows_without_labels_is_zero(temperature):
+    features = normal(4, DIM).requires_grad_()
+    some = torch.tensor([[1, 0], [1, 0], [0, 0], [0, 0]], dtype=torch.float64)
+    values = LabelContrastive(temperature).value(features, some)
+    assert (values[:2] > 0).all()
+    assert values[2:].tolist() == [0.0, 0.0]
+    none = LabelContrastive(temperature).value(features, torch.zeros_like(some))
+    assert none.tolist() == [0.0] * 4
+    (values.sum() + none.sum()).backward()
+    assert torch.isfinite(features.grad).all()
+
+
 def test_binary_cross_entropy_is_the_log_loss_of_sklearn_summed_over_labels():
     outputs, targets = outputs_and_targets(BinaryCrossEntropy())
     found = BinaryCrossEntropy().value(outputs, targets).mean().item()
@@ -283,6 +296,71 @@ def test_default_length_and_pace_are_bounded_and_fall_with_the_rows(kind):
     paces = [kind().pace(n) for n in (1, 6, 50, 5000)]
     assert paces == sorted(paces, reverse=True)
     assert (paces[-1], max(paces) <= 4) == (1.0, True)
+
+
+def test_default_epochs_show_about_as_many_rows_between_their_bounds():
+    for kind, most, n_shown in [(CrossEntropy, 20, 2500), (Contrastive, 6, 1500)]:
+        for n_rows in (1, n_shown // most, n_shown // most + 1, 300, n_shown // 4):
+            epochs = kind().default_epochs(n_rows)
+            assert type(epochs) is int
+            if n_rows * most <= n_shown:
+                assert epochs == most
+            else:
+                assert abs(epochs * n_rows - n_shown) <= n_rows / 2
+        for n_rows in (n_shown // 3, n_shown, 10**6):
+            assert kind().default_epochs(n_rows) == 3
+
+
+def test_pace_of_contrastive_falls_with_the_root_of_the_steps_from_4_to_1():
+    paces = [Contrastive().pace(n) for n in (1, 6, 24, 54, 96, 1000)]
+    np.testing.assert_allclose(paces, [4, 4, 4 / 2, 4 / 3, 1, 1])
+    assert CrossEntropy().pace(1) == SquaredError().pace(6) == 1.0
+
+
+@pytest.mark.parametrize("kind", OBJECTIVES.values())
+def test_batches_are_those_of_the_docs(kind):
+    contrasts = issubclass(kind, Contrastive)
+    assert kind.default_batch_size == (128 if contrasts else 32)
+    assert kind.balanced_batches == (kind is Contrastive)
+    assert kind.needs_predictions == (not contrasts)
+
+
+def test_objective_that_says_nothing_sees_features_in_plain_batches_of_32():
+    class Bare(Objective):
+        task = "regression"
+
+    spec = resolve_objective(Bare(), "regression")
+    assert (spec.needs_predictions, spec.balanced_batches) == (False, False)
+    assert (spec.default_batch_size, spec.pace(1)) == (32, 1.0)
+    with pytest.raises(NotImplementedError):
+        spec.value(torch.zeros(1, 1), torch.zeros(1))
+
+
+@pytest.mark.parametrize("kind", OBJECTIVES.values())
+def test_every_parameter_of_an_objective_has_a_constraint(kind):
+    assert kind._parameter_constraints.keys() == kind().get_params().keys()
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "taken"),
+    [
+        (Contrastive, "temperature", [None, 1e-9, 0.5, 100]),
+        (LabelContrastive, "temperature", [None, 1e-9, 0.5, 100]),
+        (Huber, "delta", [1e-9, 0.5, 100]),
+    ],
+)
+def test_range_of_a_parameter_is_above_zero(kind, name, taken):
+    for value in taken:
+        resolve_objective(kind(**{name: value}), kind.task)
+    for value in (0, -1, "one"):
+        with pytest.raises(ValueError, match=f"'{name}' parameter of {kind.__name__}"):
+            resolve_objective(kind(**{name: value}), kind.task)
+
+
+def test_huber_becomes_linear_at_one_unless_told():
+    gaps = torch.tensor([[0.5], [1.0], [1.5], [3.0]], dtype=torch.float64)
+    values = Huber().value(gaps, torch.zeros(4, dtype=torch.float64))
+    np.testing.assert_allclose(values, huber(1.0, gaps.numpy()[:, 0]))
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)

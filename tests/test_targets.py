@@ -20,7 +20,12 @@ from sklearn.metrics import (
     log_loss,
     r2_score,
 )
-from sklearn.model_selection import GridSearchCV, KFold, cross_val_predict
+from sklearn.model_selection import (
+    GridSearchCV,
+    KFold,
+    cross_val_predict,
+    cross_val_score,
+)
 from sklearn.multiclass import OneVsRestClassifier
 from sklearn.multioutput import MultiOutputClassifier, MultiOutputRegressor
 from sklearn.neighbors import KNeighborsClassifier, KNeighborsRegressor
@@ -732,6 +737,14 @@ OF_EVERY_TYPE = {
     "bools as objects": HALF.astype(object),
     "pandas str": pd.Series(np.where(HALF, "yes", "no")),
     "pandas Int64": pd.Series(THIRD, dtype="Int64"),
+    "pandas Float64": pd.Series(THIRD, dtype="Float64"),
+    "pandas boolean": pd.Series(HALF, dtype="boolean"),
+    "pandas string": pd.Series(np.where(HALF, "yes", "no"), dtype="string"),
+    "pandas array of boolean": pd.array(HALF, dtype="boolean"),
+    "pandas array of string": pd.array(np.where(HALF, "yes", "no"), dtype="string"),
+    "pandas Index": pd.Index(np.where(HALF, "yes", "no")),
+    "pandas category of ints": pd.Series(THIRD * 10, dtype="category"),
+    "Categorical": pd.Categorical(np.where(HALF, "yes", "no")),
     "pandas category": pd.Series(np.where(HALF, "yes", "no"), dtype="category"),
     "pandas ordered": pd.Series(
         pd.Categorical(np.where(HALF, "low", "high"), ["low", "high"], ordered=True)
@@ -770,6 +783,81 @@ def test_labels_come_back_as_logistic_regression_gives_them(kind, weighted):
         assert ours.dtype == theirs.dtype
         assert type(ours[0]) is type(theirs[0])
     assert set(found[1].tolist()) <= set(expected[0].tolist())
+
+
+@pytest.mark.parametrize("kind", OF_EVERY_TYPE)
+def test_search_takes_labels_of_every_type_as_the_estimator_does(kind):
+    y = OF_EVERY_TYPE[kind]
+    search = AdapterClassifierCV("tiny", adapters=[None], cv=2, random_state=0)
+    plain = classifier(adapter=None)
+    expected = labels_or_error(lambda: (plain.fit(TEXTS, y), TEXTS))
+    found = labels_or_error(lambda: (search.fit(TEXTS, y), TEXTS))
+    if isinstance(expected, type):
+        assert found is expected
+        return
+    for ours, theirs in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+        assert ours.dtype == theirs.dtype
+    as_list = cross_val_score(plain, TEXTS, np.asarray(y).tolist(), cv=2)
+    assert search.best_score_ == pytest.approx(as_list.mean())
+
+
+NULLABLE = ["boolean", "Int8", "Int64", "Float64", "category"]
+
+
+@pytest.mark.parametrize("dtype", NULLABLE)
+def test_labels_in_a_frame_of_nullable_columns_are_those_of_plain_ones(dtype):
+    frame = pd.DataFrame(LABELS, columns=NAMES)
+    nullable = (frame == 1 if dtype == "boolean" else frame).astype(dtype)
+    plain, found = classifier().fit(TEXTS, frame), classifier().fit(TEXTS, nullable)
+    np.testing.assert_array_equal(found.predict(NEW_TEXTS), plain.predict(NEW_TEXTS))
+    np.testing.assert_array_equal(found.classes_, NAMES)
+    expected = accuracy_score(LABELS, found.predict(TEXTS))
+    assert found.score(TEXTS, nullable) == pytest.approx(expected)
+    for scoring in (None, "f1_macro"):
+        scores = [
+            AdapterClassifierCV(
+                "tiny", adapters=[None], cv=2, scoring=scoring, random_state=0
+            )
+            .fit(TEXTS, y)
+            .best_score_
+            for y in (LABELS, nullable)
+        ]
+        assert scores[0] == scores[1]
+    missing = nullable.copy()
+    missing.iloc[3, 0] = None
+    with pytest.raises(ValueError, match="contains NaN"):
+        classifier().fit(TEXTS, missing)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_score_of_labels_is_the_share_of_rows_with_all_right(weighted):
+    clf, weights = classifier().fit(TEXTS, LABELS), None
+    wrong = LABELS.copy()
+    wrong[:5, 0] = 1 - wrong[:5, 0]
+    if weighted:
+        weights = np.arange(len(TEXTS)) + 1.0
+    right = (clf.predict(TEXTS) == wrong).all(axis=1)
+    for y in (wrong, scipy.sparse.csr_matrix(wrong), wrong.tolist()):
+        assert clf.score(TEXTS, y, weights) == pytest.approx(
+            np.average(right, weights=weights)
+        )
+
+
+@pytest.mark.parametrize("dtype", ["Int64", "Float64", "boolean", "category"])
+@pytest.mark.parametrize("search", [False, True])
+def test_numbers_of_nullable_types_are_those_of_plain_ones(dtype, search):
+    whole = HALF if dtype == "boolean" else np.round(NUMBERS[:, 0] * 2)
+    reg = regressor(adapter=None)
+    if search:
+        reg = AdapterRegressorCV("tiny", adapters=[None], cv=2, random_state=0)
+    found, plain = (
+        clone(reg).fit(TEXTS, y)
+        for y in (pd.Series(whole, dtype=dtype), whole.astype(float))
+    )
+    np.testing.assert_array_equal(found.predict(NEW_TEXTS), plain.predict(NEW_TEXTS))
+    if search:
+        assert found.best_score_ == plain.best_score_
 
 
 @pytest.mark.parametrize("kind", [str, int])

@@ -12,6 +12,7 @@ the calls of Unix: signals, fork, resource limits.
 import argparse
 import contextlib
 import ctypes
+import errno
 import gc
 import io
 import json
@@ -20,6 +21,7 @@ import pickle
 import resource
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import threading
@@ -39,7 +41,7 @@ from sklearn.exceptions import NotFittedError
 import skpeft
 from skpeft import AdapterClassifier, AdapterRegressor
 from skpeft.adapters import ADAPTERS, Bottleneck, LoRA
-from skpeft.encoders import ENCODERS, TextEncoder
+from skpeft.encoders import ENCODERS, TextEncoder, TinyTextEncoder, _registry
 from skpeft.objectives import OBJECTIVES, CrossEntropy
 
 TEXTS = [f"{word} {thing}" for word in ("good", "bad") for thing in "abcdef"]
@@ -833,6 +835,66 @@ def disk_full(rng, n):
         yield "joblib.dump: OSError"
 
 
+@contextlib.contextmanager
+def mounted(options):
+    """Folder that is a file system of its own, or None where mounting is refused."""
+    with scratch() as place:
+        command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(place)]
+        try:
+            done = subprocess.run(command, capture_output=True).returncode == 0
+        except FileNotFoundError:
+            done = False
+        try:
+            yield place if done else None
+        finally:
+            if done:
+                subprocess.run(["umount", str(place)], check=True)
+
+
+@fault(200)
+def small_disk(rng, n):
+    """A small file system that is full, of bytes or of files, in a save."""
+    old, new = fitted(), fitted(random_state=1)
+    known = {
+        m.predict_proba(TEXTS).tobytes(): name
+        for m, name in ((old, "old"), (new, "new"))
+    }
+    with scratch() as place:
+        old.save_pretrained(place / "model")
+        size = sum(map(len, contents(place / "model").values()))
+    for _ in range(n):
+        # Of files: the old folder fits, and mostly the new one does not fit beside it.
+        n_files = 8 + rng.randint(9) if rng.rand() < 0.3 else 0
+        with mounted(f"size=16m,nr_inodes={n_files}") as place:
+            if place is None:
+                yield "skipped: mounting a file system is refused here"
+                continue
+            old.save_pretrained(place / "model")
+            room = shutil.disk_usage(place).free - rng.randint(4 * size)
+            (place / "rest").write_bytes(bytes(0 if n_files else room))
+            yield after_full(new, place, known)
+
+
+def after_full(model, place, known):
+    """Outcome of a save for which there may not be enough room."""
+    former = contents(place / "model")
+    try:
+        model.save_pretrained(place / "model")
+    except OSError as error:
+        if error.errno != errno.ENOSPC or "No space left" not in str(error):
+            return f"BROKEN: {error!r:.90}"
+        same = contents(place / "model") == former
+        clean = sorted(os.listdir(place)) == ["model", "rest"]
+        whole = same and clean and "old" in after_kill(place / "model", known)
+        return (
+            "OSError, the old model whole" if whole else "BROKEN: the old is not whole"
+        )
+    whole = "new" in after_kill(place / "model", known)
+    return (
+        "room enough, the new model whole" if whole else "BROKEN: the new is not whole"
+    )
+
+
 def contents(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
@@ -957,17 +1019,24 @@ def resident():
 def leaks(rng, n):
     """Fits and deletions, and what memory they leave."""
     memory, objects = [], []
-    every = max(1, n // 20)
-    for i in range(n):
-        fitted(adapter=["lora", "bottleneck", "full", None][i % 4])
-        if i % every == every - 1:
-            memory.append(resident())
-            objects.append(len(gc.get_objects()))
+    every, limit = max(1, n // 20), 2**15
+    with skpeft.config_context(cache_bytes=limit):
+        for i in range(n):
+            encoder = TinyTextEncoder(seed=i // 4)  # another one after four fits
+            fitted(encoder=encoder, adapter=["lora", "bottleneck", "full", None][i % 4])
+            if i % every == every - 1:
+                memory.append(resident())
+                objects.append(len(gc.get_objects()))
+        gc.collect()
+        kept = len(_registry._alive), len(_registry._fingerprints)
+        bounded = max(kept) <= 2 and skpeft.cache_info().n_bytes <= limit
     half = len(memory) // 2  # what is loaded once comes first
     slope = growth(memory[half:]) / every
     more = growth(objects[half:]) / every
-    flat = slope < 5_000 and more < 1
     word = f"{slope:+.0f} bytes and {more:+.2f} objects a fit"
+    if not bounded:
+        word += f"; {kept} encoders, {skpeft.cache_info()}"
+    flat = slope < 5_000 and more < 1 and bounded
     yield from [word if flat else f"BROKEN: {word}"] * n
 
 

@@ -122,6 +122,7 @@ def test_layer_norm_tuning_changes_weight_and_bias(bias):
 MERGEABLE = {
     "lora": (LoRA(2), linear()),
     "dora": (LoRA(2, use_dora=True), linear()),
+    "dora-no-bias": (LoRA(2, use_dora=True), linear(bias=False)),
     "lora-no-bias": (LoRA(2), linear(bias=False)),
     "ia3": (IA3(), linear()),
     "ia3-no-bias": (IA3(), linear(bias=False)),
@@ -156,9 +157,12 @@ def test_layers_around_each_other_merge_from_the_inside():
     close(merged(x), layer(x))
 
 
-def test_layer_over_one_that_does_not_merge_does_not_merge():
+@pytest.mark.parametrize(
+    "spec", [LoRA(2), IA3(), IA3(input_roles=()), BitFit()], ids=str
+)
+def test_layer_over_one_that_does_not_merge_does_not_merge(spec):
     inner = Bottleneck(2).wrap(linear(), "ffn_out", torch.Generator())
-    outer = LoRA(2).wrap(inner, "ffn_out", torch.Generator())
+    outer = spec.wrap(inner, "ffn_out", torch.Generator())
     assert inner.merged() is None
     assert outer.merged() is None
 
