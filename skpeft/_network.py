@@ -57,6 +57,7 @@ class Live(NamedTuple):
 
     backbone: Backbone
     module: nn.Module
+    dropouts: list[GeneratorDropout]
     lowest: int
     device: torch.device
     autocast: torch.dtype | None
@@ -152,7 +153,8 @@ class AdapterNetwork:
         if self._stored is not None:
             load_tensors(module, self._stored)
             self._stored = None
-        return Live(backbone, module, lowest, device, autocast)
+        dropouts = [p for p in module.modules() if isinstance(p, GeneratorDropout)]
+        return Live(backbone, module, dropouts, lowest, device, autocast)
 
     def _start(self, backbone: Backbone) -> dict[str, dict[str, np.ndarray]]:
         """Tensors of a saved adapter to start from, by the path of their layer.
@@ -251,9 +253,7 @@ class AdapterNetwork:
     @contextmanager
     def dropout(self, generator: torch.Generator | None) -> Iterator[None]:
         """Inside, dropout of the adapters draws from a generator, or rests with None."""
-        parts = [
-            p for p in self.live.module.modules() if isinstance(p, GeneratorDropout)
-        ]
+        parts = self.live.dropouts
         former = [part.generator for part in parts]
         for part in parts:
             part.generator = generator
@@ -478,8 +478,7 @@ class AdapterNetwork:
         self, run: Callable[[Sequence[Item]], Tensor]
     ) -> Callable[[Sequence[Item]], Tensor]:
         """The same, whose activations are not kept: the backward pass computes them again."""
-        parts = self.live.module.modules()
-        dropouts = [part for part in parts if isinstance(part, GeneratorDropout)]
+        dropouts = self.live.dropouts
         generator = dropouts[0].generator if dropouts else None
 
         def contexts() -> tuple[AbstractContextManager, AbstractContextManager]:

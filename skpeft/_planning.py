@@ -91,7 +91,9 @@ def make_plan(
         seed=estimator._network.seed if goes_on else seed,
     )
     start = network.state()
-    asks = network.trains and _asks_frozen(estimator, objective)
+    asks = False
+    if adapter is not None and not adapter.frozen:
+        asks = _asks_frozen(estimator, adapter, objective)
     rows, validation = _prepare(estimator, network, data, held_out, target, asks)
     past = _go_on(estimator, network, start) if goes_on else History()
     training = rows
@@ -121,11 +123,13 @@ def make_plan(
     )
 
 
-def _asks_frozen(estimator: Any, objective: Objective) -> bool:
-    """Whether anything in a fit looks at features before training."""
+def _asks_frozen(estimator: Any, adapter: Adapter, objective: Objective) -> bool:
+    """Whether features of all rows before training are needed."""
     judges = estimator.shrinkage == "auto" and estimator.head is None
     chooses = estimator.head is None and objective.task == "regression"
-    return objective.needs_predictions or judges or chooses
+    # Where these are not the frozen encoder's, nobody can ask for them later on.
+    starts = objective.needs_predictions and adapter.weights is not None
+    return judges or chooses or starts
 
 
 def _prepare(

@@ -20,6 +20,8 @@ from skpeft.objectives import Objective
 
 _MAX_GRADIENT_NORM = 1.0
 _TOKENS_PER_STEP = 4096
+# The linear layer starts from so many rows at most: it is to leave something to learn.
+_START_ROWS = 512
 # A loss that is so many times that of the first step, or of 1, comes to nothing.
 _EXPLODED = 100.0
 
@@ -89,11 +91,17 @@ class Linear(nn.Module):
     """Linear layer trained jointly with the adapters, on features of unit scale."""
 
     def __init__(
-        self, network: AdapterNetwork, rows: Rows, objective: Objective
+        self,
+        network: AdapterNetwork,
+        rows: Rows,
+        objective: Objective,
+        random_state: RandomState,
     ) -> None:
         super().__init__()
+        rows = rows.take(start_rows(rows.targets, objective.task, random_state))
         features = rows.frozen
-        assert features is not None
+        if features is None:
+            features = network.start_features(rows.items)
         start = closed_form(features, rows.targets, rows.weights, objective.task)
         device, dtype = network.live.device, torch.from_numpy(features).dtype
 
@@ -108,6 +116,18 @@ class Linear(nn.Module):
         """Map features (batch, dim) to raw predictions (batch, n_outputs)."""
         unit = (features - self.centre) / self.scale
         return nn.functional.linear(unit, self.weight, self.bias)
+
+
+def start_rows(targets: np.ndarray, task: str, random_state: RandomState) -> np.ndarray:
+    """Numbers of the rows that the linear layer starts from, each class among them."""
+    if len(targets) <= _START_ROWS:
+        return np.arange(len(targets))
+    order = random_state.permutation(len(targets))
+    if task == "classification":
+        first = np.unique(targets[order], return_index=True)[1]
+        order = np.concatenate([order[first], np.delete(order, first)])
+        return order[: max(_START_ROWS, len(first))]
+    return order[:_START_ROWS]
 
 
 @torch.inference_mode(False)  # under it there are no gradients
@@ -147,7 +167,9 @@ def train(
     NotFiniteError
         If loss or weights are no longer finite, or the loss has grown beyond all measure.
     """
-    linear = Linear(network, rows, objective) if objective.needs_predictions else None
+    linear = None
+    if objective.needs_predictions:
+        linear = Linear(network, rows, objective, random_state)
     best = Best(settings.patience, settings.tol)
     generator = torch.Generator(device=network.live.device)
     generator.manual_seed(int(random_state.randint(2**31 - 1)))

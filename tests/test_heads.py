@@ -8,6 +8,8 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC
 
+from skpeft import AdapterClassifier
+from skpeft._training import start_rows
 from skpeft.heads import (
     LabelwiseLogisticRegression,
     closed_form,
@@ -133,3 +135,33 @@ def test_weights_go_to_the_last_step_of_a_pipeline():
     assert weight_argument(Ridge()) == "sample_weight"
     piped = make_pipeline(StandardScaler(), SVC())
     assert weight_argument(piped) == "svc__sample_weight"
+
+
+@pytest.mark.parametrize("n_classes", [2, 600])
+def test_layer_starts_from_512_rows_or_one_of_each_class(n_classes):
+    classes = np.append(np.zeros(700, dtype=int), np.arange(n_classes))
+    found = start_rows(classes, "classification", np.random.RandomState(0))
+    assert len(found) == max(512, n_classes)
+    assert len(set(found)) == len(found)
+    assert set(classes[found]) == set(range(n_classes))
+
+
+def test_layer_starts_from_all_rows_where_they_are_few():
+    found = start_rows(np.ones(512), "regression", np.random.RandomState(0))
+    np.testing.assert_array_equal(found, np.arange(512))
+    many = start_rows(np.ones(2000), "regression", np.random.RandomState(0))
+    assert len(set(many)) == 512
+    assert np.ptp(many) > 1000  # from everywhere, not the first ones
+
+
+def test_more_rows_than_the_layer_starts_from_are_learned_as_well():
+    words = ["good", "fine", "bad", "poor"]
+    texts = [f"{words[i % 4]} {i}" for i in range(600)]
+    labels = np.array(["+", "+", "-", "-"] * 150)
+    labels[-1] = "?"
+    clf = AdapterClassifier(
+        "tiny", objective="cross_entropy", shrinkage=0.0, max_epochs=2, random_state=0
+    )
+    rows = np.delete(np.arange(600), 598)
+    assert clf.fit(texts, labels).score(texts, labels) > 0.95
+    assert clf.classes_.tolist() == ["+", "-", "?"]

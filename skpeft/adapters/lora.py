@@ -170,7 +170,8 @@ class LoRALinear(AdaptedLayer):
 
     def update(self, x: Tensor) -> Tensor:
         """What the low-rank update adds, (..., in) to (..., out)."""
-        return self.scaling * (self.dropout(x) @ self.lora_A.T @ self.lora_B.T)
+        down = self.scaling * nn.functional.linear(self.dropout(x), self.lora_A)
+        return nn.functional.linear(down, self.lora_B)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (..., in) to (..., out)."""
