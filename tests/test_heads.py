@@ -162,6 +162,5 @@ def test_more_rows_than_the_layer_starts_from_are_learned_as_well():
     clf = AdapterClassifier(
         "tiny", objective="cross_entropy", shrinkage=0.0, max_epochs=2, random_state=0
     )
-    rows = np.delete(np.arange(600), 598)
     assert clf.fit(texts, labels).score(texts, labels) > 0.95
     assert clf.classes_.tolist() == ["+", "-", "?"]
