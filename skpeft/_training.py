@@ -20,7 +20,8 @@ from skpeft.objectives import Objective
 
 _MAX_GRADIENT_NORM = 1.0
 _TOKENS_PER_STEP = 4096
-# The linear layer starts from so many rows at most: it is to leave something to learn.
+# Of classes, the linear layer starts from so many rows at most: it is to leave something to
+# learn. Of numbers from all, whose features are needed for the head anyway.
 _START_ROWS = 512
 # A loss that is so many times that of the first step, or of 1, comes to nothing.
 _EXPLODED = 100.0
@@ -120,7 +121,7 @@ class Linear(nn.Module):
 
 def start_rows(targets: np.ndarray, task: str, random_state: RandomState) -> np.ndarray:
     """Numbers of the rows that the linear layer starts from, each class among them."""
-    if len(targets) <= _START_ROWS:
+    if len(targets) <= _START_ROWS or task == "regression":
         return np.arange(len(targets))
     order = random_state.permutation(len(targets))
     if task == "classification":

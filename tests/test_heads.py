@@ -146,12 +146,17 @@ def test_layer_starts_from_512_rows_or_one_of_each_class(n_classes):
     assert set(classes[found]) == set(range(n_classes))
 
 
-def test_layer_starts_from_all_rows_where_they_are_few():
-    found = start_rows(np.ones(512), "regression", np.random.RandomState(0))
-    np.testing.assert_array_equal(found, np.arange(512))
-    many = start_rows(np.ones(2000), "regression", np.random.RandomState(0))
-    assert len(set(many)) == 512
-    assert np.ptp(many) > 1000  # from everywhere, not the first ones
+@pytest.mark.parametrize(("n", "task"), [(512, "classification"), (900, "regression")])
+def test_layer_starts_from_all_rows_where_they_are_few_or_numbers(n, task):
+    found = start_rows(np.zeros(n, dtype=int), task, np.random.RandomState(0))
+    np.testing.assert_array_equal(found, np.arange(n))
+
+
+def test_layer_starts_from_rows_of_everywhere():
+    task = "multi-label classification"
+    found = start_rows(np.ones((2000, 3)), task, np.random.RandomState(0))
+    assert len(set(found)) == 512
+    assert np.ptp(found) > 1000
 
 
 def test_more_rows_than_the_layer_starts_from_are_learned_as_well():
