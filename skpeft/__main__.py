@@ -202,10 +202,12 @@ def _check_classes(y, args):
     single = [label for label, count in counts.items() if count == 1]
     if single:
         named = ", ".join(map(repr, single[:3])) + (", ..." if single[3:] else "")
+        every = len(single) == len(y)
+        swapped = " Are --text and --label swapped?" if every else ""
         raise ValueError(
             f"{len(single)} of {len(counts)} classes in the column {args.label[0]!r} have one "
             f"row each ({named}), so that none can be held out. Drop or join them; "
-            "--test-share 0 fits on all rows."
+            f"--test-share 0 fits on all rows.{swapped}"
         )
 
 
@@ -302,6 +304,11 @@ def _read(file):
             f"{file} holds no rows; a line of column names and rows are needed"
         )
     (_, columns), *rows = rows
+    for separator, name in ((";", "semicolons"), ("\t", "tabs")):
+        if len(columns) == 1 and separator in columns[0]:
+            raise ValueError(
+                f"{file} has {name} between its columns; save it with commas"
+            )
     for line, row in rows:
         if len(row) != len(columns):
             raise ValueError(
@@ -314,8 +321,8 @@ def _read(file):
 def _column(columns, name, file):
     if columns.count(name) != 1:
         raise ValueError(
-            f"{file} has {columns.count(name)} columns named {name!r}, one is needed; its "
-            f"columns are: {', '.join(columns)}"
+            f"{file} has {columns.count(name) or 'no'} columns named {name!r}, one is needed; "
+            f"its columns are: {', '.join(columns)}"
         )
     return columns.index(name)
 

@@ -198,7 +198,8 @@ def _settings(
         if np.bincount(training.targets).max() < 2:
             warnings.warn(
                 f"No class has two rows, so {objective!r} has nothing to draw together and "
-                "the adapters stay as they are. Add rows, or use objective='cross_entropy'.",
+                "the adapters stay as they are. If X and y were swapped, it is fit(X, y) "
+                "with the labels last; else add rows, or use objective='cross_entropy'.",
                 UserWarning,
                 stacklevel=5,
             )

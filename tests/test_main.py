@@ -211,7 +211,7 @@ def test_wrong_content_is_one_line_and_code_1(file, model, tmp_path, capsys):
     texts = ("--text", "body")
     assert "No such file" in refused(capsys, "fit", tmp_path / "no.csv", *goal)
     message = refused(capsys, "predict", model, file, "--text", "boby")
-    assert "0 columns named 'boby'" in message
+    assert "no columns named 'boby'" in message
     assert "its columns are: body, team, size, other" in message
     message = refused(capsys, "fit", file, *texts, "--target", "team", *goal[4:])
     assert (
@@ -238,8 +238,11 @@ def test_wrong_content_is_one_line_and_code_1(file, model, tmp_path, capsys):
         (b"body,team\na,b,c\n", "line 2: 3 fields, but 2 column names"),
         (b"body,team\n\xa35,money\n", "is not UTF-8"),
         (b"body,body,team\na,b,c\n", "has 2 columns named 'body'"),
+        (b"body;team\na, b;c\n", "semicolons between its columns; save it with commas"),
+        (b"body\tteam\na, b\tc\n", "tabs between its columns; save it with commas"),
         (b"body,team\na,x\nb,x\nc,y\n", "1 of 2 classes in the column 'team'"),
         (b"body,team\na,1\nb,2\nc,3\nd,4", "each ('1', '2', '3', ...)"),
+        (b"body,team\na,1\nb,2\nc,3\nd,4", "Are --text and --label swapped?"),
         (b"body,team\na,x\nb,x\nc,y\nd,y\n", "--test-share 0 fits on all rows"),
     ],
 )
