@@ -343,6 +343,8 @@ def _read_data(args):
     """Texts and targets of the rows that have both."""
     columns, rows = _read(args.file)
     goals = args.label or args.target
+    if len(set(goals)) < len(goals):
+        raise ValueError(f"the columns to predict are {goals}; name each of them once")
     needed = [_column(columns, name, args.file) for name in [*goals, *args.text]]
     kept = [row for row in rows if all(row[place].strip() for place in needed)]
     if len(kept) < len(rows):

@@ -154,7 +154,7 @@ class Predictor(nn.Module):
         Parameters
         ----------
         X : sequence of str, Series, frame or array-like of shape (n_samples, n_features)
-            As in `fit` of the estimator.
+            As in `fit` of the estimator; the number of columns is not compared.
         """
         samples = self._checked(X)
         batch = self._reader.collate(self._reader.prepare(samples))

@@ -38,6 +38,7 @@ def run(plan: Plan) -> dict[str, Any]:
                 plan.random_state,
                 new,
                 plan.validation,
+                plan.start_rows,
             )
         history += new
         trained = network.state()

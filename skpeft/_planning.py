@@ -1,7 +1,7 @@
 """From the parameters of an estimator and checked rows to all that a fit needs."""
 
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,13 @@ from sklearn.utils import check_random_state
 from skpeft._data import Data, split_rows
 from skpeft._network import AdapterNetwork
 from skpeft._shrinkage import State, between
-from skpeft._training import History, Rows, Settings, default_batch_size
+from skpeft._training import (
+    History,
+    Rows,
+    Settings,
+    default_batch_size,
+    rows_to_start,
+)
 from skpeft.adapters.base import Adapter
 from skpeft.encoders.base import Encoder, Item
 from skpeft.objectives import Objective
@@ -22,7 +28,8 @@ from skpeft.objectives import Objective
 class Plan:
     """What a fit works on once nothing in the input can be wrong any more.
 
-    `start` is the state in which the adapters change nothing, `past` what earlier fits did
+    `start` is the state in which the adapters change nothing, `start_rows` are those that a
+    linear layer starts from, `past` what earlier fits did
     before a warm start. `held_out` says whether the user gave the validation rows.
     `weights` are those that the user asked for, None where all rows count the same.
     """
@@ -35,6 +42,7 @@ class Plan:
     rows: Rows
     training: Rows
     validation: Rows | None
+    start_rows: Rows | None
     held_out: bool
     random_state: RandomState
     y: np.ndarray
@@ -101,8 +109,10 @@ def make_plan(
         training, validation = _split(
             rows, objective.task, estimator.validation_fraction, random_state
         )
-    settings = None
+    settings, start_rows = None, None
     if network.trains:
+        if objective.needs_predictions:
+            start_rows = _start_rows(network, training, objective.task, random_state)
         settings = _settings(estimator, network, objective, training, validation)
     return Plan(
         network=network,
@@ -113,6 +123,7 @@ def make_plan(
         rows=rows,
         training=training,
         validation=validation,
+        start_rows=start_rows,
         held_out=held_out is not None,
         random_state=random_state,
         y=data.y,
@@ -127,9 +138,19 @@ def _asks_frozen(estimator: Any, adapter: Adapter, objective: Objective) -> bool
     """Whether features of all rows before training are needed."""
     judges = estimator.shrinkage == "auto" and estimator.head is None
     chooses = estimator.head is None and objective.task == "regression"
-    # Where these are not the frozen encoder's, nobody can ask for them later on.
+    # Where these are not the frozen encoder's, a warm start could not ask for them later.
     starts = objective.needs_predictions and adapter.weights is not None
     return judges or chooses or starts
+
+
+def _start_rows(
+    network: AdapterNetwork, training: Rows, task: str, random_state: RandomState
+) -> Rows:
+    """Rows that the linear layer starts from, with their features."""
+    some = rows_to_start(training, task, random_state)
+    if some.frozen is not None:
+        return some
+    return replace(some, frozen=network.start_features(some.items))
 
 
 def _prepare(

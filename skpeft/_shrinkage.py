@@ -15,7 +15,7 @@ from numpy.random import RandomState
 from scipy.special import log_expit, log_softmax
 
 from skpeft._network import AdapterNetwork
-from skpeft._training import History, Rows, Settings, train
+from skpeft._training import History, Rows, Settings, rows_to_start, train
 from skpeft.objectives import Objective
 
 # Weights of the frozen and of the trained network before any evidence. Adapters help on
@@ -117,9 +117,12 @@ def fit_half(
         return None
     network.load_state(start)
     plain = replace(settings, patience=None, callback=None, title="held-out check")
-    train(network, rows.take(fitted), objective, plain, random_state, History())
+    half, start_rows = rows.take(fitted), None
+    if objective.needs_predictions:
+        start_rows = rows_to_start(half, objective.task, random_state)
+    train(network, half, objective, plain, random_state, History(), start=start_rows)
     adapted = network.features(rows.items)
-    parts = rows.take(fitted), rows.take(left)
+    parts = half, rows.take(left)
     return held_out((adapted[fitted], adapted[left]), *parts, outputs_of)
 
 

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -89,21 +89,16 @@ class History:
 
 
 class Linear(nn.Module):
-    """Linear layer trained jointly with the adapters, on features of unit scale."""
+    """Linear layer trained jointly with the adapters, on features of unit scale.
 
-    def __init__(
-        self,
-        network: AdapterNetwork,
-        rows: Rows,
-        objective: Objective,
-        random_state: RandomState,
-    ) -> None:
+    It starts from a ridge regression on some rows, which hold their features.
+    """
+
+    def __init__(self, network: AdapterNetwork, rows: Rows, task: str) -> None:
         super().__init__()
-        rows = rows.take(start_rows(rows.targets, objective.task, random_state))
         features = rows.frozen
-        if features is None:
-            features = network.start_features(rows.items)
-        start = closed_form(features, rows.targets, rows.weights, objective.task)
+        assert features is not None
+        start = closed_form(features, rows.targets, rows.weights, task)
         device, dtype = network.live.device, torch.from_numpy(features).dtype
 
         def tensor(values: np.ndarray) -> Tensor:
@@ -119,16 +114,19 @@ class Linear(nn.Module):
         return nn.functional.linear(unit, self.weight, self.bias)
 
 
-def start_rows(targets: np.ndarray, task: str, random_state: RandomState) -> np.ndarray:
-    """Numbers of the rows that the linear layer starts from, each class among them."""
-    if len(targets) <= _START_ROWS or task == "regression":
-        return np.arange(len(targets))
-    order = random_state.permutation(len(targets))
+def rows_to_start(rows: Rows, task: str, random_state: RandomState) -> Rows:
+    """Rows from which a linear layer starts: each class and all hints are among them."""
+    n_rows = len(rows.items)
+    if n_rows <= _START_ROWS or task == "regression":
+        return rows
+    order = random_state.permutation(n_rows)
+    first = order[:0]
     if task == "classification":
-        first = np.unique(targets[order], return_index=True)[1]
-        order = np.concatenate([order[first], np.delete(order, first)])
-        return order[: max(_START_ROWS, len(first))]
-    return order[:_START_ROWS]
+        first = order[np.unique(rows.targets[order], return_index=True)[1]]
+    chosen = list(dict.fromkeys([*rows.with_hints(first), *order]))
+    n_forced = len(set(rows.with_hints(first)))
+    some = rows.take(np.array(chosen[: max(_START_ROWS, n_forced)]))
+    return replace(some, weights=some.weights / some.weights.mean())
 
 
 @torch.inference_mode(False)  # under it there are no gradients
@@ -140,6 +138,7 @@ def train(
     random_state: RandomState,
     history: History,
     validation: Rows | None = None,
+    start: Rows | None = None,
 ) -> None:
     """Train the adapters of a network, in place.
 
@@ -162,15 +161,16 @@ def train(
         Gets an entry after each epoch.
     validation : Rows or None, default=None
         Rows on which each epoch is scored.
+    start : Rows or None, default=None
+        Rows from which a linear layer starts, with their features, where the objective
+        asks for one.
 
     Raises
     ------
     NotFiniteError
         If loss or weights are no longer finite, or the loss has grown beyond all measure.
     """
-    linear = None
-    if objective.needs_predictions:
-        linear = Linear(network, rows, objective, random_state)
+    linear = None if start is None else Linear(network, start, objective.task)
     best = Best(settings.patience, settings.tol)
     generator = torch.Generator(device=network.live.device)
     generator.manual_seed(int(random_state.randint(2**31 - 1)))

@@ -229,7 +229,7 @@ class BaseAdapterCV:
                 raise errors[0]
             for error in errors:
                 message = f"A candidate failed in fold {i} and is out: {error}"
-                warnings.warn(message, FitFailedWarning, stacklevel=3)
+                warnings.warn(message, FitFailedWarning, stacklevel=4)
             scores[order, i] = [score for score, *_ in found]
             seconds[:, order, i] = np.transpose([times for _, times, _ in found])
         return _results(candidates, scores, seconds)

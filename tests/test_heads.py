@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from numpy.random import RandomState
 from scipy.special import logit
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.pipeline import make_pipeline
@@ -9,7 +10,7 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC
 
 from skpeft import AdapterClassifier
-from skpeft._training import start_rows
+from skpeft._training import Rows, rows_to_start
 from skpeft.heads import (
     LabelwiseLogisticRegression,
     closed_form,
@@ -137,26 +138,53 @@ def test_weights_go_to_the_last_step_of_a_pipeline():
     assert weight_argument(piped) == "svc__sample_weight"
 
 
+def rows_of(targets, weights=None, n_hints=0):
+    """Rows whose items are their numbers."""
+    n = len(targets)
+    return Rows(
+        [*range(n)], targets, np.ones(n) if weights is None else weights, n_hints
+    )
+
+
 @pytest.mark.parametrize("n_classes", [2, 600])
 def test_layer_starts_from_512_rows_or_one_of_each_class(n_classes):
     classes = np.append(np.zeros(700, dtype=int), np.arange(n_classes))
-    found = start_rows(classes, "classification", np.random.RandomState(0))
-    assert len(found) == max(512, n_classes)
-    assert len(set(found)) == len(found)
-    assert set(classes[found]) == set(range(n_classes))
+    found = rows_to_start(rows_of(classes), "classification", RandomState(0))
+    assert len(set(found.items)) == len(found.items) == max(512, n_classes)
+    assert set(found.targets) == set(range(n_classes))
 
 
 @pytest.mark.parametrize(("n", "task"), [(512, "classification"), (900, "regression")])
 def test_layer_starts_from_all_rows_where_they_are_few_or_numbers(n, task):
-    found = start_rows(np.zeros(n, dtype=int), task, np.random.RandomState(0))
-    np.testing.assert_array_equal(found, np.arange(n))
+    rows = rows_of(np.zeros(n, dtype=int))
+    assert rows_to_start(rows, task, RandomState(0)) is rows
 
 
-def test_layer_starts_from_rows_of_everywhere():
-    task = "multi-label classification"
-    found = start_rows(np.ones((2000, 3)), task, np.random.RandomState(0))
-    assert len(set(found)) == 512
-    assert np.ptp(found) > 1000
+def test_layer_starts_from_rows_of_everywhere_and_all_hints_with_weights_of_mean_1():
+    weights = np.full(2000, 1e-6)
+    weights[::100] = 1.0
+    rows = rows_of(np.ones((2000, 3)), weights, n_hints=5)
+    found = rows_to_start(rows, "multi-label classification", RandomState(0))
+    assert len(set(found.items)) == 512
+    assert np.ptp(found.items) > 1000
+    assert {*range(1995, 2000)} <= set(found.items)
+    assert found.weights.mean() == pytest.approx(1.0)
+    np.testing.assert_allclose(
+        found.weights / found.weights.max(), weights[found.items] / 1.0
+    )
+
+
+@pytest.mark.parametrize("shrinkage", [0.0, "auto"])
+def test_features_that_are_not_finite_leave_an_earlier_fit_as_it_was(shrinkage):
+    X = np.random.RandomState(0).randn(40, 6).astype(np.float32)
+    y = (X[:, 0] > 0).astype(int)
+    clf = AdapterClassifier(
+        "array", objective="cross_entropy", shrinkage=shrinkage, max_epochs=2
+    ).fit(X, y)
+    before = clf.predict_proba(X)
+    with pytest.raises(ValueError, match="not finite"):
+        clf.fit(X * np.float32(1e38), y)
+    np.testing.assert_array_equal(clf.predict_proba(X), before)
 
 
 def test_more_rows_than_the_layer_starts_from_are_learned_as_well():

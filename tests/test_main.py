@@ -253,6 +253,13 @@ def test_unusable_file_is_one_line_and_code_1(content, message, tmp_path, capsys
     assert message in refused(capsys, "fit", file, *goal)
 
 
+def test_column_to_predict_is_named_once(file, tmp_path, capsys):
+    goal = ("--label", "team", "--label", "team", "-o", tmp_path / "new", *TINY)
+    assert "name each of them once" in refused(
+        capsys, "fit", file, "--text", "body", *goal
+    )
+
+
 def test_folder_with_other_files_is_refused_before_the_fit(file, tmp_path, capsys):
     goal = ("--text", "body", "--label", "team", "-o", tmp_path, *TINY)
     refused(capsys, "fit", file, *goal)
