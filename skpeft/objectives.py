@@ -19,6 +19,20 @@ class Objective(WithParameters):
     An objective gives one value per row, never a mean and never a weight: the training
     step applies the weights, once. To add one, subclass it, define `value` and the class
     attributes, and add a line to `OBJECTIVES`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from skpeft import AdapterRegressor
+    >>> from skpeft.objectives import Objective
+    >>> class AbsoluteError(Objective):
+    ...     task, needs_predictions = "regression", True
+    ...
+    ...     def value(self, outputs, targets):
+    ...         return (outputs.flatten() - targets).abs()
+    >>> reg = AdapterRegressor("tiny", objective=AbsoluteError(), random_state=0)
+    >>> bool(np.isfinite(reg.fit(["a", "b b", "c c c"], [1, 2, 3]).loss_curve_).all())
+    True
     """
 
     #: "classification", "multi-label classification" or "regression".

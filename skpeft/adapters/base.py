@@ -40,6 +40,14 @@ class Stack:
         Attention heads.
     n_calls : int or None, default=None
         How often blocks run in a pass, all together; None: each once.
+
+    Examples
+    --------
+    >>> from torch import nn
+    >>> from skpeft.adapters import Stack
+    >>> stack = Stack([{"query": nn.Linear(4, 4)}, {"query": nn.Linear(4, 4)}])
+    >>> [sites["query"].in_features for sites in stack.sites]
+    [4, 4]
     """
 
     sites: Sequence[dict[str, nn.Module]]
@@ -63,6 +71,32 @@ class Adapter(WithParameters):
 
     The network decides about devices, traversal and freezing. A method whose parts span
     several layers overrides `attach` instead of `wrap`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch import nn
+    >>> from skpeft import AdapterClassifier
+    >>> from skpeft.adapters import AdaptedLayer, Adapter
+    >>> class Scaled(AdaptedLayer):
+    ...     def __init__(self, base):
+    ...         super().__init__(base)
+    ...         self.factor = nn.Parameter(torch.ones(base.out_features))
+    ...
+    ...     def forward(self, x):
+    ...         return self.factor * self.base(x)
+    >>> class OutputScaling(Adapter):
+    ...     def target_roles(self):
+    ...         return ("value",)
+    ...
+    ...     def wrap(self, layer, role, generator):
+    ...         return Scaled(layer)
+    ...
+    ...     def count(self, sites):
+    ...         return sum(n_out for _, n_out in sites.values())
+    >>> clf = AdapterClassifier("tiny", adapter=OutputScaling(), random_state=0)
+    >>> clf.fit(["good", "fine", "bad", "poor"], [1, 1, 0, 0]).n_trainable_params_ > 0
+    True
     """
 
     #: Name of the parameter that `rank` of the estimators overrides; None: no capacity.
@@ -240,6 +274,14 @@ class AdaptedLayer(nn.Module):
     ----------
     base : torch.nn.Module
         The frozen layer, shared with other networks, or one that is adapted already.
+
+    Examples
+    --------
+    >>> from torch import nn
+    >>> from skpeft.adapters import AdaptedLayer
+    >>> layer = AdaptedLayer(nn.Linear(4, 2))
+    >>> layer.in_features, layer.weight is layer.base.weight
+    (4, True)
     """
 
     base: Any
@@ -274,6 +316,17 @@ class BesideBlock(AdaptedLayer):
     ----------
     base : torch.nn.Module
         The frozen block.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch import nn
+    >>> from skpeft.adapters import BesideBlock
+    >>> class Doubled(BesideBlock):
+    ...     def after(self, hidden):
+    ...         return 2 * hidden
+    >>> Doubled(nn.Identity())(torch.ones(1, 1, 2))
+    tensor([[[2., 2.]]])
     """
 
     def after(self, hidden: Tensor) -> Tensor:
@@ -318,6 +371,15 @@ class Handover(nn.Module):
     ----------
     root : torch.nn.Module or None, default=None
         The model that runs the layers: nothing is left from one of its passes to the next.
+
+    Examples
+    --------
+    >>> from skpeft.adapters import Handover
+    >>> handover = Handover()
+    >>> handover.put("first")
+    >>> handover.put("second")
+    >>> handover.take()
+    'first'
     """
 
     def __init__(self, root: nn.Module | None = None) -> None:
@@ -351,6 +413,17 @@ class GeneratorDropout(nn.Module):
     ----------
     p : float
         Probability of zeroing an entry, in [0, 1).
+
+    Examples
+    --------
+    >>> import torch
+    >>> from skpeft.adapters import GeneratorDropout
+    >>> dropout = GeneratorDropout(0.5)
+    >>> dropout(torch.ones(3))
+    tensor([1., 1., 1.])
+    >>> dropout.generator = torch.Generator().manual_seed(0)
+    >>> set(dropout(torch.ones(100)).tolist()) == {0.0, 2.0}
+    True
     """
 
     def __init__(self, p: float) -> None:

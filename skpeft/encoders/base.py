@@ -22,6 +22,13 @@ class Encoder(WithParameters):
 
     A spec says which encoder is meant and holds no weights of its own. To support a
     new kind of input, subclass it and define `load`.
+
+    Examples
+    --------
+    >>> from skpeft.encoders import Encoder, TinyTextEncoder
+    >>> encoder = TinyTextEncoder()
+    >>> isinstance(encoder, Encoder), encoder.modality
+    (True, 'text')
     """
 
     #: What samples are: "text" (str, or pairs of str) or "array" (rows of numbers).
@@ -78,6 +85,16 @@ class Backbone:
     n_calls : int or None, default=None
         How often blocks run in a pass, all together, where they share weights; None: each
         of them once.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from skpeft.encoders import TinyTextEncoder
+    >>> cpu = torch.device("cpu")
+    >>> backbone = TinyTextEncoder().load(n_features=1, device=cpu, dtype=torch.float32)
+    >>> items = backbone.prepare(["good film", "tea"])
+    >>> len(backbone.module(backbone.collate(items)))
+    2
     """
 
     def __init__(
