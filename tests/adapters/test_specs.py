@@ -29,7 +29,13 @@ from skpeft.adapters import (
 from skpeft.adapters.base import Handover
 from skpeft.objectives import OBJECTIVES
 
-SIZED = [kind for kind in ADAPTERS.values() if kind.capacity is not None]
+# What sets the capacity of a method, for those that have one.
+CAPACITIES = {
+    LoRA: "rank",
+    Bottleneck: "bottleneck_dim",
+    LadderSide: "side_dim",
+    Prefix: "length",
+}
 WIDTH = 400
 
 
@@ -88,14 +94,14 @@ def test_defaults_are_those_of_the_docstring(kind):
     assert {name: ast.literal_eval(text) for name, text in told.items()} == given
 
 
-@pytest.mark.parametrize("kind", SIZED)
-def test_capacity_goes_from_1_to_65536(kind):
+@pytest.mark.parametrize(("kind", "name"), CAPACITIES.items())
+def test_capacity_goes_from_1_to_65536(kind, name):
     for value in (1, 2**16):
         spec = kind().with_capacity(value)
         spec.validate()
-        assert spec.get_params()[kind.capacity] == value
+        assert spec.get_params()[name] == value
     for value in (0, 2**16 + 1):
-        with pytest.raises(ValueError, match=f"'{kind.capacity}'.*Got {value}"):
+        with pytest.raises(ValueError, match=f"'{name}'.*Got {value}"):
             kind().with_capacity(value).validate()
 
 
