@@ -123,9 +123,9 @@ def rows_to_start(rows: Rows, task: str, random_state: RandomState) -> Rows:
     first = order[:0]
     if task == "classification":
         first = order[np.unique(rows.targets[order], return_index=True)[1]]
-    chosen = list(dict.fromkeys([*rows.with_hints(first), *order]))
-    n_forced = len(set(rows.with_hints(first)))
-    some = rows.take(np.array(chosen[: max(_START_ROWS, n_forced)]))
+    forced = np.unique(rows.with_hints(first))
+    chosen = np.append(forced, order[~np.isin(order, forced)])
+    some = rows.take(chosen[: max(_START_ROWS, len(forced))])
     return replace(some, weights=some.weights / some.weights.mean())
 
 
