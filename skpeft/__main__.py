@@ -96,6 +96,9 @@ def _parser():
         "--adapter", default="lora", help='default "lora"; "none" for none'
     )
     fit.add_argument(
+        "--rank", type=int, help="capacity of the adapter (default: its own)"
+    )
+    fit.add_argument(
         "--test-share",
         type=_share,
         default=0.2,
@@ -181,7 +184,11 @@ def _fit(args):
             raise ValueError(f"{error} --test-share 0 fits on all rows.") from error
     kind = AdapterClassifier if args.label else AdapterRegressor
     model = kind(
-        args.encoder, adapter=_adapter(args.adapter), random_state=args.seed, verbose=1
+        args.encoder,
+        adapter=_adapter(args.adapter),
+        rank=args.rank,
+        random_state=args.seed,
+        verbose=1,
     )
     model.fit(X, y)
     model.set_params(verbose=0).save_pretrained(args.output)
@@ -191,7 +198,7 @@ def _fit(args):
         score = _score(model)
         facts |= {"held_out_rows": len(rest), score: model.score(rest, y_rest)}
         if model.adapter is not None:
-            probe = clone(model).set_params(adapter=None).fit(X, y)
+            probe = clone(model).set_params(adapter=None, rank=None).fit(X, y)
             facts[f"{score}_linear_probe"] = probe.score(rest, y_rest)
     _write(["name", "value"], facts.items())
 

@@ -225,10 +225,11 @@ class BaseAdapterEstimator(
         try:
             y = self._check_y(y)
         except ValueError as error:
-            if not str(error).startswith("Input y contains"):
+            if not str(error).startswith(("Input y contains", "Input contains")):
                 raise
             raise ValueError(
-                f"{error} Every row needs a target: fill or drop those without one."
+                f"{str(error).rstrip('.')}. Every row needs a target: fill or drop those "
+                "without one."
             ) from error
         check_consistent_length(samples, y)
         if isinstance(samples[0], tuple) and y.tolist() in map(

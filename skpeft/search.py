@@ -162,11 +162,12 @@ class BaseAdapterCV:
             folds = list(cv.split(np.zeros(len(kept)), y, groups))
         if not folds:
             raise ValueError(f"cv={self.cv!r} gives no folds. Give at least one.")
-        if not all(len(rows) for fold in folds for rows in fold):
-            raise ValueError(
-                f"cv={self.cv!r} gives a fold without rows to train on or to score, where "
-                "rows of weight 0 do not count. Give folds that have both."
-            )
+        for i, (train, test) in enumerate(folds):
+            if not (len(train) and len(test)):
+                raise ValueError(
+                    f"Fold {i} of cv has {len(train)} rows to train on and {len(test)} to "
+                    "score, where rows of weight 0 do not count. Give folds that have both."
+                )
         return folds
 
     def _refit(self, params, X, y, sample_weight):

@@ -249,7 +249,7 @@ def test_rows_of_weight_zero_are_in_no_fold_of_any_kind(kind):
 def test_fold_whose_rows_all_have_weight_zero_is_refused():
     zero = np.flatnonzero(WEIGHTS == 0)
     cv = AdapterClassifierCV(**OWN, ranks=[2], cv=[(KEPT, zero)])
-    with pytest.raises(ValueError, match=r"fold without rows .* weight 0 do not count"):
+    with pytest.raises(ValueError, match=r"Fold 0 .* and 0 to score, .* weight 0"):
         cv.fit(TEXTS, LABELS, WEIGHTS)
     cv.fit(TEXTS, LABELS)
     assert cv.n_splits_ == 1

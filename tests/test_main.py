@@ -73,7 +73,8 @@ def refused(capsys, *arguments):
 def test_fit_scores_held_out_rows_and_saves_the_model(file, tmp_path, capsys):
     folder = tmp_path / "model"
     goal = ("--text", "body", "--label", "team")
-    (head, *facts), err = run(capsys, "fit", file, *goal, "-o", folder, *TINY)
+    own = ("-o", folder, "--rank", 3, *TINY)
+    (head, *facts), err = run(capsys, "fit", file, *goal, *own)
     assert head == ["name", "value"]
     facts = dict(facts)
     assert facts["rows"] == "43"  # 54 rows less a fifth
@@ -87,7 +88,9 @@ def test_fit_scores_held_out_rows_and_saves_the_model(file, tmp_path, capsys):
     assert f"saved in {folder}" in err
     loaded = AdapterClassifier.from_pretrained(folder)
     assert set(loaded.classes_) == {"air", "sea"}
-    assert loaded.verbose == 0
+    assert (loaded.verbose, loaded.rank) == (0, 3)
+    own = ("-o", tmp_path / "none", "--rank", 3, "--adapter", "none", *TINY)
+    assert "rank=3" in refused(capsys, "fit", file, *goal, *own)
 
 
 def test_predict_writes_the_table_with_predictions_and_probabilities(

@@ -826,7 +826,7 @@ def test_labels_in_a_frame_of_nullable_columns_are_those_of_plain_ones(dtype):
         assert scores[0] == scores[1]
     missing = nullable.copy()
     missing.iloc[3, 0] = None
-    with pytest.raises(ValueError, match="contains NaN"):
+    with pytest.raises(ValueError, match=r"contains NaN.*fill or drop"):
         classifier().fit(TEXTS, missing)
 
 

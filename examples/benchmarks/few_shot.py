@@ -11,7 +11,9 @@ FOLDER holds NAME.train.csv.gz and NAME.test.csv.gz with columns text (or text_a
 text_b) and label. For classes a shot is a row of each class (all its rows, where it has
 fewer), or, with ``--draw rows``, any row, so that classes have their own shares; for
 numbers it is a row. Split s takes the rows by a permutation with seed s. The method
-``skpeft_label_texts`` reads ``--label-texts FILE``, JSON of {set: {label: text}}.
+``skpeft_label_texts`` reads ``--label-texts FILE``, JSON of {set: {label: text}}. With
+``--encoder`` skpeft's methods, the probes and SetFit run on another encoder; runs of two
+encoders go to two files.
 """
 
 import argparse
@@ -26,7 +28,7 @@ import joblib
 import numpy as np
 import pandas as pd
 import torch
-from peers import CosineOfPairs, PeftRegressor, PeftTrainer, SetFit
+from peers import ENCODER, CosineOfPairs, PeftRegressor, PeftTrainer, SetFit
 from scipy.stats import spearmanr, t
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression, LogisticRegressionCV, RidgeCV
@@ -139,13 +141,20 @@ def calibration_error(y, proba, classes, n_bins=15):
     return np.abs(gaps).sum() / len(y)
 
 
-def build(method, name, split, y, hints):
-    """The estimator of a method."""
-    if type_of_target(y) == "continuous":
-        return REGRESSORS[method](split, y)
+def build(method, name, split, y, encoder, hints):
+    """The estimator of a method, on an encoder."""
     if method == "skpeft_label_texts":
-        return AdapterClassifier(label_texts=hints[name], random_state=split)
-    return CLASSIFIERS[method](split, y)
+        estimator = AdapterClassifier(label_texts=hints[name], random_state=split)
+    elif method == "setfit":
+        return SetFit(split, y, encoder)
+    else:
+        numbers = type_of_target(y) == "continuous"
+        estimator = (REGRESSORS if numbers else CLASSIFIERS)[method](split, y)
+    if isinstance(estimator, AdapterClassifier | AdapterRegressor):
+        return estimator.set_params(encoder=encoder)
+    if encoder != ENCODER:
+        raise ValueError(f"The method {method} has no other encoder than the default.")
+    return estimator
 
 
 def run_one(method, name, shots, split, parts, args, hints):
@@ -156,7 +165,7 @@ def run_one(method, name, shots, split, parts, args, hints):
     X_test, y_test = (part.iloc[: args.test_rows] for part in (X_test, y_test))
     y_test = y_test.to_numpy()
     numbers = type_of_target(y_train) == "continuous"
-    estimator = build(method, name, split, y, hints)
+    estimator = build(method, name, split, y, args.encoder, hints)
     wall, cpu = time.perf_counter(), time.process_time()
     estimator.fit(X, y)
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
@@ -302,6 +311,7 @@ def main():
     parser.add_argument("--methods", nargs="+", default=["probe", "skpeft"])
     parser.add_argument("--draw", choices=["class", "rows"], default="class")
     parser.add_argument("--label-texts", type=Path, help="JSON of {set: {label: text}}")
+    parser.add_argument("--encoder", default=ENCODER, help="name or folder")
     parser.add_argument("--test-rows", type=int, default=1000)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--out", type=Path, default=Path("few_shot.jsonl"))
@@ -315,7 +325,8 @@ def main():
         if args.data is None:
             parser.error("--data FOLDER is needed to run")
         # The first fit of a process loads libraries and the encoder: not to be timed.
-        AdapterClassifier(adapter=None).fit(["a", "b"], [0, 1])
+        warm = AdapterClassifier(encoder=args.encoder, adapter=None)
+        warm.fit(["a", "b"], [0, 1])
         hints = json.loads(args.label_texts.read_text()) if args.label_texts else {}
         done = {
             (r["set"], r.get("draw", "class"), r["shots"], r["split"], r["method"])

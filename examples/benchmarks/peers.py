@@ -29,11 +29,11 @@ class Peer:
 class SetFit(Peer):
     """SetFit: every weight fine-tuned on pairs of texts, then logistic regression."""
 
-    def __init__(self, seed, y):
+    def __init__(self, seed, y, encoder=ENCODER):
         super().__init__(seed, y)
         from setfit import SetFitModel
 
-        self.model = SetFitModel.from_pretrained(str(locate(ENCODER, None)))
+        self.model = SetFitModel.from_pretrained(str(locate(encoder, None)))
         self.n_trainable_params_ = sum(
             p.numel() for p in self.model.model_body.parameters()
         )
