@@ -94,7 +94,7 @@ CLASSIFIERS = {
     # How the learning rate of peft_trainer was chosen, on splits beyond those reported.
     **{
         f"peft_trainer_{rate}": partial(PeftTrainer, learning_rate=float(rate))
-        for rate in ("5e-4", "1e-3", "2e-3", "4e-3", "8e-3")
+        for rate in ("5e-4", "1e-3", "2e-3", "4e-3", "8e-3", "1.6e-2", "3.2e-2")
     },
 }
 REGRESSORS = {
