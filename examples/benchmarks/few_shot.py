@@ -146,12 +146,12 @@ def calibration_error(y, proba, classes, n_bins=15):
 
 def build(method, name, split, y, encoder, hints):
     """The estimator of a method, on an encoder."""
-    if method == "skpeft_label_texts":
+    numbers = type_of_target(y) == "continuous"
+    if method == "skpeft_label_texts" and not numbers:
         estimator = AdapterClassifier(label_texts=hints[name], random_state=split)
-    elif method == "setfit":
-        return SetFit(split, y, encoder)
+    elif method == "setfit" and not numbers:
+        return CLASSIFIERS[method](split, y, encoder)
     else:
-        numbers = type_of_target(y) == "continuous"
         estimator = (REGRESSORS if numbers else CLASSIFIERS)[method](split, y)
     if isinstance(estimator, AdapterClassifier | AdapterRegressor):
         return estimator.set_params(encoder=encoder)
