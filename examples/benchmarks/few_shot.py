@@ -91,6 +91,9 @@ CLASSIFIERS = {
         ),
         random_state=seed,
     ),
+    "lora_wide": lambda seed, y: AdapterClassifier(
+        adapter=LoRA(32, roles=None), layers=None, max_epochs=3, random_state=seed
+    ),
     "full": lambda seed, y: AdapterClassifier(adapter="full", random_state=seed),
     "setfit": SetFit,
     "peft_trainer": PeftTrainer,

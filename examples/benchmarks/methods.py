@@ -32,6 +32,9 @@ from skpeft.adapters import (
 
 METHODS = {
     "lora": LoRA(),
+    "lora_rank_1": LoRA(1),
+    "lora_rank_2": LoRA(2),
+    "lora_rank_32": LoRA(32),
     "dora": LoRA(use_dora=True),
     "lora_all_roles": LoRA(
         roles=("query", "key", "value", "attention_output", "ffn_in", "ffn_out")

@@ -41,7 +41,8 @@ class Bottleneck(Adapter):
     Parameters
     ----------
     bottleneck_dim : int, default=32
-        Inner width, at least 1.
+        Inner width, at least 1. The default learning rate falls with its root, so that a
+        step changes as much.
     placement : {"houlsby", "pfeiffer", "parallel"}, default="houlsby"
         Where the networks go: after attention and after the feed-forward [1]_, after
         the feed-forward only [2]_, or parallel to the feed-forward [3]_.
@@ -69,7 +70,6 @@ class Bottleneck(Adapter):
     """
 
     capacity = "bottleneck_dim"
-    default_learning_rate = 2e-3
     _parameter_constraints = {
         "bottleneck_dim": [Interval(Integral, 1, 2**16, closed="both")],
         "placement": [StrOptions(set(_PLACES))],
@@ -96,6 +96,15 @@ class Bottleneck(Adapter):
         self.dropout = dropout
         self.activation = activation
         self.scaling = scaling
+
+    @property
+    def default_learning_rate(self) -> float:  # type: ignore[override]
+        """2e-3 for an inner width of 32, and as large a step of the outputs for others.
+
+        Adam moves each entry of U by about the learning rate, so what a step changes grows
+        with the root of the inner width.
+        """
+        return 2e-3 * math.sqrt(32 / self.bottleneck_dim)
 
     def target_roles(self) -> tuple[str, ...]:
         """Roles at which the method acts."""

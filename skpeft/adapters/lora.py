@@ -17,6 +17,9 @@ from skpeft.adapters.base import (
     widths,
 )
 
+# Linear layers of a block in most families.
+_ALL_ROLES = 6
+
 
 class LoRA(SharedWithPeft):
     r"""Low-rank update of frozen linear layers.
@@ -28,7 +31,8 @@ class LoRA(SharedWithPeft):
     Parameters
     ----------
     rank : int, default=8
-        Rank of the update, at least 1. More rank, more trainable parameters.
+        Rank of the update, at least 1. More rank, more trainable parameters. The default
+        learning rate falls with its root, so that a step changes as much.
     alpha : float or None, default=None
         Numerator of the scaling, above 0. None means twice the rank, so that the
         scaling is 2 whatever the rank (with `rank_stabilized`, twice its root).
@@ -69,7 +73,6 @@ class LoRA(SharedWithPeft):
     """
 
     capacity = "rank"
-    default_learning_rate = 2e-3
     _parameter_constraints = {
         "rank": [Interval(Integral, 1, 2**16, closed="both")],
         "alpha": [Interval(Real, 0, None, closed="neither"), None],
@@ -101,6 +104,16 @@ class LoRA(SharedWithPeft):
         self.use_dora = use_dora
         self.weights = weights
         self.frozen = frozen
+
+    @property
+    def default_learning_rate(self) -> float:  # type: ignore[override]
+        """2e-3 for rank 8 at two layers of a block, and as large an update for others.
+
+        Adam moves each entry of B by about the learning rate, so the norm of all updates
+        in a block grows with the root of the rank and of the number of layers.
+        """
+        n_layers = _ALL_ROLES if self.roles is None else len(tuple(self.roles))
+        return 2e-3 * math.sqrt(2 * 8 / (n_layers * self.rank))
 
     @property
     def scaling(self) -> float:
