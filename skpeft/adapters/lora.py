@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from skpeft._validation import Integral, Interval, Real, check_roles, check_start
 from skpeft.adapters.base import (
+    ROLES,
     AdaptedLayer,
     GeneratorDropout,
     SharedWithPeft,
@@ -16,9 +17,6 @@ from skpeft.adapters.base import (
     linear_roles,
     widths,
 )
-
-# Linear layers of a block in most families.
-_ALL_ROLES = 6
 
 
 class LoRA(SharedWithPeft):
@@ -112,7 +110,7 @@ class LoRA(SharedWithPeft):
         Adam moves each entry of B by about the learning rate, so the norm of all updates
         in a block grows with the root of the rank and of the number of layers.
         """
-        n_layers = _ALL_ROLES if self.roles is None else len(tuple(self.roles))
+        n_layers = len(set(self.target_roles() or ROLES))  # None: as many as most have
         return 2e-3 * math.sqrt(2 * 8 / (n_layers * self.rank))
 
     @property

@@ -356,25 +356,30 @@ def test_lora_without_roles_named_acts_on_all_linear_layers(plain_folder):
     assert len(names) == 3 * 7 * 2
 
 
+def change_of_first_step(spec, n_layers):
+    """Root mean square of what one step of Adam at the default rate adds to outputs."""
+    generator = torch.Generator().manual_seed(0)
+    x, total = torch.randn(500, 256, generator=generator), 0.0
+    for _ in range(n_layers):
+        base = nn.Linear(256, 256)
+        layer = spec.wrap(base, "ffn_out", generator)
+        own = [p for n, p in layer.named_parameters() if not n.startswith("base.")]
+        optimizer = torch.optim.AdamW(own, lr=spec.default_learning_rate)
+        before = layer(x)
+        (before * torch.randn(before.shape, generator=generator)).sum().backward()
+        optimizer.step()
+        change = (layer(x) - before).detach()
+        total += float((change - change.mean(dim=0)).square().mean())  # without biases
+    return total**0.5
+
+
 @pytest.mark.parametrize("rank", [1, 2, 8, 32])
 @pytest.mark.parametrize("roles", [("value",), ("query", "value"), None])
-@pytest.mark.parametrize("use_dora", [False, True])
-def test_first_step_of_lora_is_as_large_whatever_the_rank_and_roles(
-    rank, roles, use_dora
-):
-    def norm_of_step(spec):
-        """Norm of what one step of Adam at the default rate adds to a block's weights."""
-        generator = torch.Generator().manual_seed(0)
-        total = 0.0
-        for _ in range(6 if spec.roles is None else len(spec.roles)):
-            layer = spec.wrap(nn.Linear(256, 256), "query", generator)
-            signs = torch.randn(256, spec.rank, generator=generator).sign()
-            update = spec.default_learning_rate * signs @ layer.lora_A.detach()
-            total += float((spec.scaling * update).square().sum())
-        return total**0.5
-
-    spec = LoRA(rank, roles=roles, use_dora=use_dora)
-    assert norm_of_step(spec) == pytest.approx(norm_of_step(LoRA()), rel=0.1)
+def test_first_step_of_lora_is_as_large_whatever_the_rank_and_roles(rank, roles):
+    spec = LoRA(rank, roles=roles)
+    n_layers = 6 if roles is None else len(roles)
+    expected = change_of_first_step(LoRA(), 2)
+    assert change_of_first_step(spec, n_layers) == pytest.approx(expected, rel=0.1)
 
 
 def test_default_learning_rate_of_lora_by_its_formula():
@@ -386,19 +391,13 @@ def test_default_learning_rate_of_lora_by_its_formula():
     assert every == pytest.approx(2e-3 / 3**0.5)
 
 
-@pytest.mark.parametrize("placement", ["houlsby", "pfeiffer", "parallel"])
 @pytest.mark.parametrize("width", [8, 32, 128])
-def test_first_step_of_a_bottleneck_is_as_large_whatever_its_width(placement, width):
-    def change(spec):
-        """Root mean square of what one step of Adam at the default rate adds."""
-        generator = torch.Generator().manual_seed(0)
-        inner = torch.randn(500, spec.bottleneck_dim, generator=generator).relu()
-        signs = torch.randn(64, spec.bottleneck_dim, generator=generator).sign()
-        update = spec.default_learning_rate * inner @ signs.T
-        return float((update - update.mean(dim=0)).square().mean().sqrt())
-
-    spec = Bottleneck(width, placement=placement)
-    assert change(spec) == pytest.approx(change(Bottleneck()), rel=0.1)
+def test_first_step_of_a_bottleneck_is_as_large_whatever_its_width(width):
+    expected = change_of_first_step(Bottleneck(), 1)
+    # The fewer inner entries, the more their own chance counts.
+    assert change_of_first_step(Bottleneck(width), 1) == pytest.approx(
+        expected, rel=0.2
+    )
     assert Bottleneck().default_learning_rate == 2e-3
 
 
