@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from skpeft._recipe import by_name
-from skpeft.adapters import IA3, LoRA
+from skpeft.adapters.base import SharedWithPeft
 
 _TASKS = {
     ("classification", "text"): "text-classification",
@@ -46,7 +46,7 @@ def card(estimator: Any) -> str:
     model = getattr(network.encoder, "model", None)
     on_hub = isinstance(model, str) and not Path(model).exists()
     trains_encoder = network.adapter is not None and network.adapter.trains_encoder
-    is_shared = isinstance(network.adapter, LoRA | IA3)
+    is_shared = isinstance(network.adapter, SharedWithPeft)
     return _TEXT.format(
         metadata="\n".join(_metadata(estimator, model if on_hub else None)),
         kind=kind,

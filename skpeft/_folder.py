@@ -41,13 +41,7 @@ from skpeft._recipe import (
     is_count,
     is_number,
 )
-from skpeft.adapters import (
-    IA3,
-    AdaptedLayer,
-    LoRA,
-    _peft,
-    resolve_adapter,
-)
+from skpeft.adapters import AdaptedLayer, _peft, resolve_adapter
 from skpeft.encoders import resolve_encoder
 from skpeft.heads import LabelwiseLogisticRegression
 
@@ -268,7 +262,8 @@ def _checked_recipe(kind: Any, recipe: dict[str, Any]) -> dict[str, Any]:
 def _checked_contents(place: Path, recipe: dict[str, Any]) -> dict[str, bytes]:
     """The other files, each as its digest says; exactly those that the recipe needs."""
     adapter = recipe["network"].get("adapter")
-    shared = isinstance(adapter, dict) and adapter.get("class") in ("LoRA", "IA3")
+    names = {kind.__name__ for kind in _peft.KINDS.values()}
+    shared = isinstance(adapter, dict) and adapter.get("class") in names
     needed = {
         HEAD: recipe["head"] is None,
         _peft.TENSORS: adapter is not None,
@@ -299,7 +294,7 @@ def _adapter_files(network: Any) -> tuple[dict[str, bytes], dict[str, np.ndarray
     """Files of what was trained, and arrays that PEFT's form of them rounds."""
     if network.adapter is None:
         return {}, {}
-    if type(network.adapter) not in (LoRA, IA3):
+    if type(network.adapter) not in _peft.KINDS.values():
         return {_peft.TENSORS: tensor_bytes(network.state())}, {}
     live, tensors, layers = network.live, {}, {}
     for name, layer in live.module.named_modules():
@@ -327,6 +322,8 @@ _OUR_NAMES = {
     "lora_A.weight": "lora_A",
     "lora_B.weight": "lora_B",
     "lora_magnitude_vector.weight": "magnitude",
+    "hira_A": "hira_A",
+    "hira_B": "hira_B",
     "ia3_l": "scale",
 }
 
@@ -340,7 +337,7 @@ def _our_state(
     for name, array in tensors.items():
         path, part = _peft.split(name)
         ours = _OUR_NAMES[part]
-        if ours.startswith("lora"):
+        if ours.startswith(("lora", "hira")):
             state[f"{front}{path}.{ours}"] = array
             continue
         exact = arrays.pop(f"exact.{front}{path}.{ours}", None)

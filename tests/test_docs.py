@@ -21,6 +21,7 @@ from skpeft.adapters import (
     NORM_ROLES,
     BitFit,
     Bottleneck,
+    HiRA,
     LadderSide,
     LayerNormTuning,
     LoRA,
@@ -61,7 +62,7 @@ METHODS = [
         "to_torch",
     )
     if name in dir(kind)
-] + [f"skpeft.adapters.{name}.from_pretrained" for name in ("LoRA", "IA3")]
+] + [f"skpeft.adapters.{name}.from_pretrained" for name in ("LoRA", "HiRA", "IA3")]
 # Not asked for: a "See Also" and an extended summary everywhere, a full stop at the end
 # of types, an example for methods; "self : object" is scikit-learn's way.
 ACCEPTED = {"SA01", "ES01", "EX01", "GL08", "RT02"}
@@ -185,8 +186,8 @@ def test_parameters_on_the_page_of_adapters_are_those_of_the_formulas():
     table |= {"ffn_in": (width, inner), "ffn_out": (inner, width)}
     table |= dict.fromkeys(NORM_ROLES, (width, width))
     specs = [
-        *(LoRA(), LoRA(use_dora=True), Bottleneck(), Prefix(), IA3(), BitFit()),
-        *(LayerNormTuning(), LadderSide()),
+        *(LoRA(), LoRA(use_dora=True), HiRA(), Bottleneck(), Prefix(), IA3()),
+        *(BitFit(), LayerNormTuning(), LadderSide()),
     ]
     page = (ROOT / "docs" / "adapters.md").read_text()
     rows = re.findall(

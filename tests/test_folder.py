@@ -23,7 +23,7 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC
 
 from skpeft import AdapterClassifier, AdapterRegressor, _files, _folder, _recipe
-from skpeft.adapters import IA3, Adapter, BitFit, Bottleneck, LoRA
+from skpeft.adapters import IA3, Adapter, BitFit, Bottleneck, HiRA, LoRA
 from skpeft.encoders import ArrayEncoder, TextEncoder, TinyTextEncoder
 from skpeft.objectives import Contrastive, CrossEntropy
 
@@ -34,6 +34,7 @@ ADAPTERS = [
     None,
     "lora",
     LoRA(2, use_dora=True, dropout=0.1, roles=["query", "ffn_in", "ffn_out"]),
+    HiRA(3, roles=["value", "ffn_out"]),
     IA3(),
     Bottleneck(4, placement="parallel", scaling="learned"),
     "bitfit",

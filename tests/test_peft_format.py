@@ -15,7 +15,7 @@ from sklearn.base import clone
 from sklearn.model_selection import GridSearchCV
 
 from skpeft import AdapterClassifier, AdapterRegressor
-from skpeft.adapters import IA3, ROLES, BitFit, LoRA, resolve_adapter
+from skpeft.adapters import IA3, ROLES, BitFit, HiRA, LoRA, resolve_adapter
 from skpeft.adapters._peft import CONFIG, TENSORS
 from skpeft.encoders import TextEncoder
 from tests import models
@@ -37,6 +37,8 @@ OURS = {
     "lora-rank-stabilized": LoRA(2, rank_stabilized=True),
     "dora": LoRA(2, use_dora=True, roles=ROLES),
     "dora-rank-stabilized": LoRA(2, use_dora=True, rank_stabilized=True, alpha=3),
+    "hira": HiRA(4),
+    "hira-some-roles": HiRA(2, roles=("query", "ffn_out")),
     "ia3": IA3(),
     "ia3-all-roles": IA3(roles=ROLES),
 }
@@ -82,7 +84,7 @@ def disturb(model, seed=0):
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, tensor in model.named_parameters():
-            if "lora_" in name or "ia3_" in name:
+            if any(part in name for part in ("lora_", "hira_", "ia3_")):
                 tensor += 0.1 * torch.randn(tensor.shape, generator=generator)
     return model
 
@@ -191,6 +193,18 @@ def test_ia3_as_peft_places_it_by_itself_gives_its_embeddings(
     model.save_pretrained(tmp_path / "adapter")
     spec = IA3.from_pretrained(tmp_path / "adapter", frozen=True)
     clf = fitted(str(plain_folder(family)), spec)
+    close(clf.transform(TEXTS), embed(model, family))
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_hira_of_peft_gives_its_embeddings(plain_folder, tmp_path, family, frozen):
+    config = peft.HiraConfig(r=3, target_modules=NAMES[family][:3])
+    model = trained_by_peft(plain(plain_folder(family)), config)
+    model.save_pretrained(tmp_path / "adapter")
+    spec = HiRA.from_pretrained(tmp_path / "adapter", frozen=frozen)
+    assert spec.rank == 3
+    clf = fitted(str(plain_folder(family)), spec, shrinkage=1.0)
     close(clf.transform(TEXTS), embed(model, family))
 
 
@@ -332,7 +346,7 @@ def test_ours_comes_back_as_a_spec(plain_folder, tmp_path, name):
     given = OURS[name].get_params()
     for key in given.keys() - {"weights", "frozen", "alpha", "roles"}:
         assert getattr(spec, key) == given[key]
-    assert set(spec.roles) == set(given["roles"])
+    assert set(spec.roles) == set(given["roles"] or ROLES)
     assert getattr(spec, "scaling", 1.0) == getattr(OURS[name], "scaling", 1.0)
 
 
@@ -407,7 +421,7 @@ def test_folder_of_another_method_is_refused_by_name(plain_folder, theirs):
         fitted(str(plain_folder()), IA3(weights=str(folder)))
 
 
-@pytest.mark.parametrize("kind", [LoRA, IA3])
+@pytest.mark.parametrize("kind", [LoRA, HiRA, IA3])
 def test_frozen_without_weights_is_refused(kind):
     with pytest.raises(ValueError, match=r"frozen=True was given .* without weights"):
         resolve_adapter(kind(frozen=True))
@@ -600,6 +614,12 @@ def test_unknown_fields_at_their_default_are_fine(copied):
             peft.LoraConfig(target_modules="all-linear"),
             LoRA(alpha=8, roles=None),
         ),
+        (
+            peft.HiraConfig(target_modules=["q_lin", "ffn.lin2"]),
+            HiRA(roles=("query", "ffn_out")),
+        ),
+        (peft.HiraConfig(r=4, target_modules="all-linear"), HiRA(4)),
+        (peft.HiraConfig(r=4), HiRA(4)),
         (peft.IA3Config(), IA3()),
         (
             peft.IA3Config(
@@ -638,6 +658,8 @@ def test_configuration_of_peft_is_translated(config, spec):
     ("config", "message"),
     [
         (peft.LoraConfig(bias="all"), "bias='all'"),
+        (peft.HiraConfig(hira_dropout=0.1), "hira_dropout=0.1"),
+        (peft.HiraConfig(init_weights="gaussian"), "init_weights='gaussian'"),
         (peft.LoraConfig(init_lora_weights=False), "init_lora_weights=False"),
         (peft.LoraConfig(init_lora_weights="gaussian"), "init_lora_weights='gaussian'"),
         (peft.LoraConfig(modules_to_save=["pooler"]), r"modules_to_save=\['pooler'\]"),

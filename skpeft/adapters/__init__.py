@@ -23,6 +23,7 @@ from skpeft.adapters.bitfit import BitFit
 from skpeft.adapters.bottleneck import Bottleneck
 from skpeft.adapters.combination import Combination
 from skpeft.adapters.full import FullFineTuning
+from skpeft.adapters.hira import HiRA
 from skpeft.adapters.ia3 import IA3
 from skpeft.adapters.ladder import LadderSide
 from skpeft.adapters.layer_norm import LayerNormTuning
@@ -32,6 +33,7 @@ from skpeft.adapters.prefix import Prefix
 ADAPTERS = {
     "lora": LoRA,
     "bottleneck": Bottleneck,
+    "hira": HiRA,
     "ia3": IA3,
     "bitfit": BitFit,
     "layer_norm": LayerNormTuning,
@@ -55,6 +57,7 @@ __all__ = [
     "FullFineTuning",
     "GeneratorDropout",
     "Handover",
+    "HiRA",
     "LadderSide",
     "LayerNormTuning",
     "LoRA",

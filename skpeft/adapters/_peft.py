@@ -1,4 +1,4 @@
-"""LoRA and IA3 in PEFT's words: its configuration, the names and shapes of its tensors."""
+"""LoRA, HiRA and IA3 in PEFT's words: its configuration, names and shapes of tensors."""
 
 import os
 import re
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from skpeft._files import parse_json, parse_tensors, read_file
 from skpeft.adapters.base import ROLES, AdaptedLayer, Adapter, linear_roles
+from skpeft.adapters.hira import HiRA, HiRALinear
 from skpeft.adapters.ia3 import IA3, ScaledInput, ScaledOutput
 from skpeft.adapters.lora import DoRALinear, LoRA, LoRALinear
 from skpeft.encoders._families import FAMILIES
@@ -21,18 +22,26 @@ CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
 _NAME = re.compile(
     re.escape(PREFIX)
-    + r"(?P<path>.+)\.(?P<part>(lora_A|lora_B|lora_magnitude_vector)\.weight|ia3_l)"
+    + r"(?P<path>.+)\.(?P<part>(lora_A|lora_B|lora_magnitude_vector)\.weight|hira_[AB]|ia3_l)"
 )
 # PEFT writes it without the ending and reads both; transformers finds it only with it.
 _MAGNITUDE = "lora_magnitude_vector.weight"
-_KINDS = {"LORA": LoRA, "IA3": IA3}
-_PARTS = {"LORA": {"lora_A.weight", "lora_B.weight"}, "IA3": {"ia3_l"}}
+#: Our class of each method that PEFT has too.
+KINDS = {"LORA": LoRA, "HIRA": HiRA, "IA3": IA3}
+_PARTS = {
+    "LORA": {"lora_A.weight", "lora_B.weight"},
+    "HIRA": {"hira_A", "hira_B"},
+    "IA3": {"ia3_l"},
+}
+_METHODS = "LoRA, HiRA and IA3"
+# How each says that its tensors start.
+_STARTS = ("init_lora_weights", "init_ia3_weights", "init_weights")
 # Fields that say what we say too, or nothing about what is computed.
 _HONOURED = {
     "peft_type", "task_type", "auto_mapping", "peft_version", "base_model_name_or_path",
     "revision", "inference_mode", "target_modules", "r", "lora_alpha", "lora_dropout",
-    "use_rslora", "use_dora", "init_lora_weights", "init_ia3_weights",
-    "feedforward_modules", "megatron_core", "qalora_group_size", "runtime_config",
+    "use_rslora", "use_dora", *_STARTS, "feedforward_modules",
+    "megatron_core", "qalora_group_size", "runtime_config",
 }  # fmt: skip
 # In a file, the names of the tensors say which layers are meant.
 _TOLD_BY_FILE = {"layers_to_transform", "layers_pattern", "exclude_modules"}
@@ -52,14 +61,16 @@ def tensors_of(layer: AdaptedLayer) -> dict[str, Tensor]:
 
     Parameters
     ----------
-    layer : LoRALinear, ScaledOutput or ScaledInput
-        A layer of LoRA or IA3.
+    layer : LoRALinear, HiRALinear, ScaledOutput or ScaledInput
+        A layer of one of these methods.
     """
     with torch.no_grad():
         if isinstance(layer, ScaledInput):
             return {"ia3_l": (1.0 + layer.scale)[None, :]}
         if isinstance(layer, ScaledOutput):
             return {"ia3_l": (1.0 + layer.scale)[:, None]}
+        if isinstance(layer, HiRALinear):
+            return {"hira_A": layer.hira_A.detach(), "hira_B": layer.hira_B.detach()}
         assert isinstance(layer, LoRALinear)
         found: dict[str, Tensor] = {}
         found |= {"lora_A.weight": layer.lora_A, "lora_B.weight": layer.lora_B}
@@ -102,6 +113,10 @@ def _fill_layer(layer: AdaptedLayer, parts: Mapping[str, Tensor]) -> None:
     if isinstance(layer, ScaledInput | ScaledOutput):
         layer.scale.copy_(parts["ia3_l"].flatten() - 1.0)
         return
+    if isinstance(layer, HiRALinear):
+        layer.hira_A.copy_(parts["hira_A"])
+        layer.hira_B.copy_(parts["hira_B"])
+        return
     layer.lora_A.copy_(parts["lora_A.weight"])
     layer.lora_B.copy_(parts["lora_B.weight"])
     if isinstance(layer, DoRALinear):
@@ -120,11 +135,11 @@ def _lengths(layer: DoRALinear) -> Tensor:
 def config_of(
     spec: Adapter, layers: Mapping[str, AdaptedLayer], base: str | None
 ) -> dict[str, Any]:
-    """PEFT's configuration of a trained LoRA or IA3.
+    """PEFT's configuration of a trained adapter.
 
     Parameters
     ----------
-    spec : LoRA or IA3
+    spec : LoRA, HiRA or IA3
         The method.
     layers : mapping of str to AdaptedLayer
         Its layers by their path in the transformers model. Each is named in full: a name
@@ -142,6 +157,8 @@ def config_of(
     if isinstance(spec, IA3):
         inputs = [p for p, layer in layers.items() if isinstance(layer, ScaledInput)]
         return {**config, "peft_type": "IA3", "feedforward_modules": sorted(inputs)}
+    if isinstance(spec, HiRA):
+        return {**config, "peft_type": "HIRA", "r": int(spec.rank)}
     assert isinstance(spec, LoRA)
     alpha = 2 * spec.rank if spec.alpha is None else spec.alpha
     return {
@@ -186,12 +203,13 @@ def read(folder: str | os.PathLike) -> Saved:
         )
     config = parse_json(read_file(place, CONFIG), CONFIG)
     kind = _checked_kind(config, _HONOURED | _TOLD_BY_FILE)
-    start = config.get("init_lora_weights", True)
-    if start not in _STARTS_IN_FILE:
-        raise ValueError(
-            _refusal("init_lora_weights", start)
-            + " It changes the weights of the encoder, which stay frozen here."
-        )
+    for field in _STARTS:
+        start = config.get(field, True)
+        if start not in _STARTS_IN_FILE:
+            raise ValueError(
+                _refusal(field, start)
+                + " It changes the weights of the encoder, which stay frozen here."
+            )
     tensors = parse_tensors(read_file(place, TENSORS), TENSORS)
     return Saved(config, _by_layer(tensors, kind, bool(config.get("use_dora"))))
 
@@ -201,8 +219,8 @@ def split(name: str) -> tuple[str, str]:
     match = _NAME.fullmatch(name)
     if match is None:
         raise ValueError(
-            f"The tensor {name!r} in {TENSORS} is none of a LoRA or IA3 of linear layers, so "
-            "what it does would be lost. Get the file again, or train without what the "
+            f"The tensor {name!r} in {TENSORS} is none of {_METHODS} of linear layers, so what "
+            "it does would be lost. Get the file again, or train without what the "
             "tensor belongs to, such as modules_to_save."
         )
     return match["path"], match["part"]
@@ -234,10 +252,10 @@ def _by_layer(
 def _checked_kind(config: Mapping[str, Any], honoured: Iterable[str]) -> str:
     """Method of a configuration; every field must be one that we honour, or unset."""
     kind = getattr(config.get("peft_type"), "value", config.get("peft_type"))
-    if kind not in _KINDS:
+    if kind not in KINDS:
         raise ValueError(
             f"peft_type={kind!r} was given by PEFT's configuration; those that skpeft "
-            f"shares with PEFT are {sorted(_KINDS)}. Use a spec of skpeft.adapters instead."
+            f"shares with PEFT are {sorted(KINDS)}. Use a spec of skpeft.adapters instead."
         )
     for name, value in config.items():
         unset = (
@@ -251,8 +269,8 @@ def _checked_kind(config: Mapping[str, Any], honoured: Iterable[str]) -> str:
 def _refusal(field: str, value: object) -> str:
     return (
         f"{field}={value!r} of PEFT's configuration cannot be honoured by skpeft, which "
-        "trains LoRA and IA3 of linear layers in transformer blocks only. Leave the field "
-        "at its default."
+        f"trains {_METHODS} of linear layers in transformer blocks only. Leave the field at "
+        "its default."
     )
 
 
@@ -271,7 +289,7 @@ def spec_from_folder(
         Whether the tensors stay as they are.
     """
     saved = read(folder)
-    found = _KINDS[_checked_kind(saved.config, saved.config)]
+    found = KINDS[_checked_kind(saved.config, saved.config)]
     if found is not kind:
         raise ValueError(
             f"The folder {str(folder)!r} holds a {found.__name__}, not a {kind.__name__}. "
@@ -318,7 +336,7 @@ def start_of(
 
     Parameters
     ----------
-    adapter : LoRA or IA3
+    adapter : LoRA, HiRA or IA3
         A spec with `weights`.
     roles : sequence of str
         Roles at which it acts.
@@ -385,7 +403,7 @@ def _targeted(config: Mapping[str, Any], names: Sequence[str]) -> list[str]:
 
 def _check_parameters(adapter: Adapter, config: Mapping[str, Any]) -> None:
     """Refuse a spec that does not say what the saved adapter does; dropout is free."""
-    if type(adapter) is not _KINDS[_checked_kind(config, config)]:
+    if type(adapter) is not KINDS[_checked_kind(config, config)]:
         raise ValueError(
             f"weights={adapter.weights!r} was given to {type(adapter).__name__}, but a "
             f"{config['peft_type']} is saved there. Use the spec of that method."
@@ -405,8 +423,11 @@ def _check_parameters(adapter: Adapter, config: Mapping[str, Any]) -> None:
 
 def parameters(config: Mapping[str, Any]) -> dict[str, Any]:
     """Parameters of a spec, but for its roles, that a configuration gives."""
-    if _KINDS[_checked_kind(config, config)] is IA3:
+    kind = KINDS[_checked_kind(config, config)]
+    if kind is IA3:
         return {}
+    if kind is HiRA:
+        return {"rank": config.get("r", 32)}
     return {
         "rank": config.get("r", 8),
         "alpha": config.get("lora_alpha", 8),
@@ -421,7 +442,7 @@ def spec_from_config(config: Any) -> Adapter:
 
     Parameters
     ----------
-    config : peft.LoraConfig or peft.IA3Config
+    config : peft.LoraConfig, peft.HiraConfig or peft.IA3Config
         `target_modules` may name the layers of a known family. None stands for the
         default roles of our method, "all-linear" for all linear layers of the blocks.
 
@@ -431,15 +452,15 @@ def spec_from_config(config: Any) -> Adapter:
         For a method or a field that cannot be honoured.
     """
     fields = config.to_dict()
-    kind = _KINDS[_checked_kind(fields, _HONOURED)]
-    for field in ("init_lora_weights", "init_ia3_weights"):
+    kind = KINDS[_checked_kind(fields, _HONOURED)]
+    for field in _STARTS:
         if fields.get(field, True) is not True:
             raise ValueError(_refusal(field, fields[field]))
     given, options = fields.get("target_modules"), parameters(fields)
     if given is None:
         return kind(**options)
-    if given == "all-linear" and kind is LoRA:
-        return LoRA(**options, roles=None)
+    if given == "all-linear" and kind is not IA3:
+        return kind(**options, roles=None)
     if isinstance(given, str):
         raise ValueError(
             f"target_modules={given!r} of PEFT's configuration is a pattern; skpeft takes "

@@ -16,6 +16,7 @@ from skpeft.adapters import (
     BitFit,
     Bottleneck,
     Combination,
+    HiRA,
     LadderSide,
     LayerNormTuning,
     LoRA,
@@ -124,6 +125,8 @@ MERGEABLE = {
     "dora": (LoRA(2, use_dora=True), linear()),
     "dora-no-bias": (LoRA(2, use_dora=True), linear(bias=False)),
     "lora-no-bias": (LoRA(2), linear(bias=False)),
+    "hira": (HiRA(2), linear()),
+    "hira-no-bias": (HiRA(2), linear(bias=False)),
     "ia3": (IA3(), linear()),
     "ia3-no-bias": (IA3(), linear(bias=False)),
     "bitfit": (BitFit(), linear()),
@@ -148,9 +151,10 @@ def test_merged_layer_computes_the_same_with_no_trace_of_the_adapter(case, role)
     assert all(map(torch.equal, base.parameters(), bits))
 
 
-def test_layers_around_each_other_merge_from_the_inside():
+@pytest.mark.parametrize("first", [LoRA(2, use_dora=True), HiRA(2)], ids=str)
+def test_layers_around_each_other_merge_from_the_inside(first):
     layer, x = linear(), normal(7, N_IN)
-    for spec in (LoRA(2, use_dora=True), IA3(), BitFit(), LoRA(1)):
+    for spec in (first, IA3(), BitFit(), LoRA(1)):
         layer = randomised(spec.wrap(layer, "query", torch.Generator()))
     merged = layer.merged()
     assert type(merged) is nn.Linear
@@ -389,6 +393,14 @@ def test_default_learning_rate_of_lora_by_its_formula():
     assert LoRA(2, roles=["key"]).default_learning_rate == pytest.approx(4e-3 * 2**0.5)
     every = LoRA(roles=None).default_learning_rate
     assert every == pytest.approx(2e-3 / 3**0.5)
+
+
+@pytest.mark.parametrize("rank", [1, 8, 128])
+def test_first_step_of_hira_is_as_large_whatever_the_rank(rank):
+    expected = change_of_first_step(HiRA(), 1)
+    # The signs of many gradients together come near the gradient of the whole weight.
+    assert change_of_first_step(HiRA(rank), 1) == pytest.approx(expected, rel=0.25)
+    assert HiRA().default_learning_rate == 3e-3
 
 
 @pytest.mark.parametrize("width", [8, 32, 128])

@@ -20,6 +20,7 @@ from skpeft.adapters import (
     Bottleneck,
     Combination,
     FullFineTuning,
+    HiRA,
     LadderSide,
     LayerNormTuning,
     LoRA,
@@ -65,6 +66,7 @@ def attached(spec, block=None, seed=0):
 SPECS = [
     LoRA(2),
     LoRA(2, use_dora=True),
+    HiRA(2),
     IA3(),
     BitFit(),
     LayerNormTuning(),
@@ -123,7 +125,7 @@ def test_range_of_a_parameter_is_the_one_in_its_docstring(kind, name, taken, ref
             kind(**{name: value}).validate()
 
 
-@pytest.mark.parametrize("kind", [LoRA, IA3])
+@pytest.mark.parametrize("kind", [LoRA, HiRA, IA3])
 def test_frozen_adapter_needs_weights(kind):
     with pytest.raises(ValueError, match=r"frozen=True was given .* without weights"):
         kind(frozen=True).validate()
@@ -144,7 +146,7 @@ def test_roles_at_which_specs_act():
     assert both == ("query", "value", "key", "ffn_out")
 
 
-@pytest.mark.parametrize("kind", [LoRA, BitFit])
+@pytest.mark.parametrize("kind", [LoRA, HiRA, BitFit])
 def test_roles_that_are_left_to_the_encoder_name_none(kind):
     kind(roles=None).validate()
     assert kind(roles=None).target_roles() == ()
@@ -224,7 +226,7 @@ def test_start_depends_on_the_generator_alone(spec):
     assert all(torch.equal(first[name], again[name]) for name in first)
     drawn = [name for name in first if first[name].unique().numel() > 1]
     assert all(not torch.equal(first[name], other[name]) for name in drawn)
-    by_design = isinstance(spec, LoRA | Bottleneck | Prefix | LadderSide)
+    by_design = isinstance(spec, LoRA | HiRA | Bottleneck | Prefix | LadderSide)
     assert bool(drawn) == by_design
 
 
