@@ -275,6 +275,26 @@ def dora():
     return d
 
 
+def hira():
+    d = Drawing(
+        "HiRA: each entry of the frozen weight W is multiplied by one plus that of B A, the "
+        "product of two small matrices, and the result is applied to x.",
+        150,
+    )
+    d.text(85, 14, "x")
+    d.arrow((85, 20), (85, 92))
+    d.box(190, 20, "W")
+    d.box(300, 20, "1 + B A", TRAINED, width=84)
+    d.line((300, 52), (300, 70), (201, 70))
+    d.line((190, 52), (190, 59))
+    d.join(190, 70, "⊙")
+    d.arrow((179, 70), (140, 70), (140, 92))
+    d.box(110, 92, "applied to x", width=110)
+    d.arrow((110, 124), (110, 138))
+    d.text(110, 150, "+ b")
+    return d
+
+
 def bottleneck():
     d = Drawing(
         "Bottleneck after a sub-layer: its output goes on, and through D, a non-linearity "
@@ -464,7 +484,7 @@ DRAWINGS = {
     function.__name__: function
     for function in (
         *(three_ways, block, two_stages, kept_states, shrinkage),
-        *(lora, dora, bottleneck, bottleneck_places, prefix),
+        *(lora, dora, hira, bottleneck, bottleneck_places, prefix),
         *(ia3, bitfit, layer_norm, ladder, full),
     )
 }

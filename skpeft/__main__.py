@@ -93,7 +93,7 @@ def _parser():
     _add_data(fit)
     fit.add_argument("-o", "--output", required=True, metavar="FOLDER")
     fit.add_argument(
-        "--adapter", default="lora", help='default "lora"; "none" for none'
+        "--adapter", default="auto", help='default "auto"; "none" for none'
     )
     fit.add_argument(
         "--rank", type=int, help="capacity of the adapter (default: its own)"

@@ -170,12 +170,10 @@ class BaseAdapterEstimator(
     def _check_all(self, X, y, sample_weight, validation):
         """Refuse what is wrong with parameters and data; give the plan of the fit."""
         from skpeft._planning import make_plan
-        from skpeft.adapters import resolve_adapter
         from skpeft.encoders import resolve_encoder
         from skpeft.objectives import resolve_objective
 
         encoder = resolve_encoder(self.encoder)
-        adapter = resolve_adapter(self.adapter, self.rank)
         self._check_head(sample_weight)
         data = self._check_rows(X, y, sample_weight, encoder.modality, reset=True)
         pairs = encoder.modality == "text" and self.n_features_in_ == 2
@@ -183,7 +181,7 @@ class BaseAdapterEstimator(
         objective = resolve_objective(self.objective, target.task, pairs=pairs)
         data = self._with_hints(data, target)
         held_out = self._check_validation(*validation, encoder.modality, y)
-        plan = make_plan(self, encoder, adapter, objective, data, target, held_out)
+        plan = make_plan(self, encoder, objective, data, target, held_out)
         return plan, target
 
     def _summary(self, seconds):
@@ -375,8 +373,8 @@ class BaseAdapterEstimator(
         """Save the fitted estimator as a folder without pickle.
 
         The folder holds the trained tensors, the head and the parameters as safetensors
-        and JSON, a model card, and of LoRA and IA3 the configuration with which PEFT and
-        sentence-transformers read them. It does not hold the encoder.
+        and JSON, a model card, and of LoRA, HiRA and IA3 the configuration with which
+        PEFT and sentence-transformers read them. It does not hold the encoder.
 
         Parameters
         ----------
@@ -434,8 +432,8 @@ class BaseAdapterEstimator(
         """Make a plain `SentenceTransformer` whose `encode` equals `transform`.
 
         It is a copy in float32 that shares no tensor with the estimator: train it, change
-        its type, save it. Adapters are merged into the layers (LoRA, IA3, BitFit,
-        LayerNormTuning, and those of full fine-tuning); others stay as submodules, and
+        its type, save it. Adapters are merged into the layers (LoRA, HiRA, IA3,
+        BitFit, LayerNormTuning, and those of full fine-tuning); others stay as submodules, and
         such a model is saved with joblib or `torch.save`, not to a folder.
 
         Returns

@@ -58,11 +58,11 @@ class StateCache:
             return found
 
     def put(self, key: Hashable, tensors: list[Any]) -> None:
-        """Keep tensors that nobody changes."""
+        """Keep tensors that nobody changes, in place of any that the key had."""
         with self._lock:
-            if key not in self._entries:
-                self._entries[key] = tensors
-                self._n_bytes += _size(tensors)
+            former = self._entries.pop(key, None)
+            self._n_bytes += _size(tensors) - (0 if former is None else _size(former))
+            self._entries[key] = tensors
             self._shrink()
 
     @contextmanager

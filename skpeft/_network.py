@@ -29,7 +29,7 @@ from skpeft._sites import (
     roles_at,
 )
 from skpeft.adapters import _peft
-from skpeft.adapters.base import Adapter, GeneratorDropout
+from skpeft.adapters.base import Adapter, GeneratorDropout, ReweightedLayer
 from skpeft.encoders.base import Backbone, Encoder, Item, same_features
 
 #: Layout of pickled networks; raised when an older version could not read a new one.
@@ -58,6 +58,8 @@ class Live(NamedTuple):
     backbone: Backbone
     module: nn.Module
     dropouts: list[GeneratorDropout]
+    reweighted: list[ReweightedLayer]
+    token: object
     lowest: int
     device: torch.device
     autocast: torch.dtype | None
@@ -154,7 +156,9 @@ class AdapterNetwork:
             load_tensors(module, self._stored)
             self._stored = None
         dropouts = [p for p in module.modules() if isinstance(p, GeneratorDropout)]
-        return Live(backbone, module, dropouts, lowest, device, autocast)
+        reweighted = [p for p in module.modules() if isinstance(p, ReweightedLayer)]
+        parts = dropouts, reweighted, object()
+        return Live(backbone, module, *parts, lowest, device, autocast)
 
     def _start(self, backbone: Backbone) -> dict[str, dict[str, np.ndarray]]:
         """Tensors of a saved adapter to start from, by the path of their layer.
@@ -262,6 +266,32 @@ class AdapterNetwork:
         finally:
             for part, earlier in zip(parts, former, strict=True):
                 part.generator = earlier
+
+    @contextmanager
+    def ready(self) -> Iterator[None]:
+        """Inside, weights that layers compute from what is trained are computed once."""
+        parts = self.live.reweighted
+        weights = self._weights(parts) if parts else []
+        for part, weight in zip(parts, weights, strict=True):
+            part.ready = weight
+        try:
+            yield
+        finally:
+            for part in parts:
+                part.ready = None
+
+    def _weights(self, parts: list[ReweightedLayer]) -> list[Tensor]:
+        """Weights that layers compute; without gradients they are kept like hidden states."""
+        if torch.is_grad_enabled():
+            return [part.product() for part in parts]
+        place = "weights", self.live.token
+        trained = [t for part in parts for t in part._parameters.values()]
+        versions = [tensor._version for tensor in trained if tensor is not None]
+        kept = STATES.get(place)
+        if kept is None or kept[0].tolist() != versions:  # what is trained has changed
+            kept = [torch.tensor(versions), *(part.product() for part in parts)]
+            STATES.put(place, kept)
+        return kept[1:]
 
     @contextmanager
     def own_context(self) -> Iterator[None]:
@@ -436,9 +466,10 @@ class AdapterNetwork:
         # A short text by itself goes through all blocks faster than it makes and uses states.
         resumes = self._halves_for(items) and sum(lengths) >= _LEAST_TOKENS
         run: Callable = self._resume if resumes else self._run
-        if torch.is_grad_enabled() and sum(lengths) > _TOKENS_KEPT:
-            run = self._lean(run)
-        features = torch.cat([run([items[i] for i in rows]) for rows in groups])
+        lean = torch.is_grad_enabled() and sum(lengths) > _TOKENS_KEPT
+        run = self._lean(run) if lean else run
+        with nullcontext() if lean else self.ready():
+            features = torch.cat([run([items[i] for i in rows]) for rows in groups])
         order = torch.from_numpy(np.argsort(np.concatenate(groups)))
         return features[order].to(self._weight_dtype)
 

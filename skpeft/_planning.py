@@ -12,6 +12,7 @@ from sklearn.utils import check_random_state
 from skpeft._data import Data, split_rows
 from skpeft._network import AdapterNetwork
 from skpeft._shrinkage import State, between
+from skpeft._sites import Layers
 from skpeft._training import (
     History,
     Rows,
@@ -19,9 +20,14 @@ from skpeft._training import (
     default_batch_size,
     rows_to_start,
 )
+from skpeft.adapters import HiRA, resolve_adapter
 from skpeft.adapters.base import Adapter
 from skpeft.encoders.base import Encoder, Item
 from skpeft.objectives import Objective
+
+# Of so many rows, and for so long, adapter="auto" changes all weights of all blocks.
+_WIDE_ROWS = range(257, 1000)
+_WIDE_EPOCHS = 3
 
 
 @dataclass(frozen=True)
@@ -61,7 +67,6 @@ class Plan:
 def make_plan(
     estimator: Any,
     encoder: Encoder,
-    adapter: Adapter | None,
     objective: Objective,
     data: Data,
     target: Any,
@@ -73,7 +78,7 @@ def make_plan(
     ----------
     estimator : estimator
         Its parameters say what is wanted; with `warm_start` its last fit is gone on with.
-    encoder, adapter, objective
+    encoder, objective
         What its parameters of these names stand for.
     data : Data
         Checked rows.
@@ -88,10 +93,12 @@ def make_plan(
     random_state = check_random_state(random_state)
     seed = int(random_state.randint(2**31 - 1))
     goes_on = estimator.warm_start and estimator.__sklearn_is_fitted__()
+    last = estimator._network.adapter if goes_on else None
+    adapter, layers, max_epochs = choose(estimator, objective, len(data.y), last)
     network = AdapterNetwork(
         encoder,
         adapter,
-        estimator.layers,
+        layers,
         n_features=estimator.n_features_in_,
         device=estimator.device,
         precision=estimator.precision,
@@ -113,7 +120,9 @@ def make_plan(
     if network.trains:
         if objective.needs_predictions:
             start_rows = _start_rows(network, training, objective.task, random_state)
-        settings = _settings(estimator, network, objective, training, validation)
+        settings = _settings(
+            estimator, network, objective, training, validation, max_epochs
+        )
     return Plan(
         network=network,
         start=start,
@@ -132,6 +141,38 @@ def make_plan(
         shrinkage=estimator.shrinkage,
         keeps_interrupted=estimator._keeps_interrupted,
     )
+
+
+def choose(
+    estimator: Any, objective: Objective, n_rows: int, last: Adapter | None
+) -> tuple[Adapter | None, Layers, int | None]:
+    """What is trained, in which blocks, for how many epochs; None: the objective's own.
+
+    Classes with some hundred rows gain from changes of full rank in all blocks, as full
+    fine-tuning makes them; with fewer rows these learn them by heart, and with more there
+    are steps enough for a small rank. What a warm start goes on from stays as it is.
+
+    Parameters
+    ----------
+    estimator : estimator
+        Its `adapter` and `layers` may be "auto".
+    objective : Objective
+        Whether it contrasts classes.
+    n_rows : int
+        Training rows.
+    last : Adapter or None
+        What the last fit has trained, if this one goes on from there.
+    """
+    wide = isinstance(estimator.adapter, str) and estimator.adapter == "auto"
+    if last is None:
+        wide = wide and objective.balanced_batches and n_rows in _WIDE_ROWS
+    else:
+        wide = wide and isinstance(last, HiRA)
+    adapter = resolve_adapter(estimator.adapter, estimator.rank, wide=wide)
+    if not wide:
+        return adapter, estimator.layers, estimator.max_epochs
+    layers = None if isinstance(estimator.layers, str) else estimator.layers
+    return adapter, layers, estimator.max_epochs or _WIDE_EPOCHS
 
 
 def _asks_frozen(estimator: Any, adapter: Adapter, objective: Objective) -> bool:
@@ -206,6 +247,7 @@ def _settings(
     objective: Objective,
     training: Rows,
     validation: Rows | None,
+    max_epochs: int | None,
 ) -> Settings:
     """Settings of the training loop, with each None replaced by what it stands for."""
     assert network.adapter is not None
@@ -225,7 +267,7 @@ def _settings(
                 stacklevel=5,
             )
     n_tokens = float(np.mean(network.lengths(training.items)))
-    n_epochs = estimator.max_epochs or objective.default_epochs(n_rows)
+    n_epochs = max_epochs or objective.default_epochs(n_rows)
     batch_size = batch_size or default_batch_size(objective, n_tokens)
     pace = objective.pace(n_epochs * -(-n_rows // batch_size))
     stops = validation is not None and estimator.early_stopping is not False

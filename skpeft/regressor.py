@@ -44,11 +44,12 @@ class AdapterRegressor(RegressorMixin, BaseAdapterEstimator):
             default="sentence-transformers/all-MiniLM-L6-v2"
         Name of a model on the Hugging Face hub or folder, a loaded model, or a spec of
         `skpeft.encoders`.
-    adapter : str, Adapter, sequence of these, PeftConfig or None, default="lora"
-        What is trained: "lora", "bottleneck", "prefix", "ia3", "bitfit", "layer_norm" or
-        "ladder", a spec of `skpeft.adapters` or several at once, None for the head alone on
-        frozen features, or "full" for every weight of a private copy of the encoder. A
-        `LoraConfig` or `IA3Config` of PEFT is translated.
+    adapter : str, Adapter, sequence of these, PeftConfig or None, default="auto"
+        What is trained: "auto" or "lora", "hira", "bottleneck", "prefix", "ia3", "bitfit",
+        "layer_norm" or "ladder", a spec of
+        `skpeft.adapters` or several at once, None for the head alone on frozen features, or
+        "full" for every weight of a private copy of the encoder. A `LoraConfig`,
+        `HiraConfig` or `IA3Config` of PEFT is translated.
     rank : int or None, default=None
         Overrides the capacity of the adapter (rank of LoRA, width of a bottleneck or of a
         ladder, length of a prefix); None keeps the adapter's own. Adapters without a
@@ -152,7 +153,7 @@ class AdapterRegressor(RegressorMixin, BaseAdapterEstimator):
         self,
         encoder="sentence-transformers/all-MiniLM-L6-v2",
         *,
-        adapter="lora",
+        adapter="auto",
         rank=None,
         layers="auto",
         objective="auto",

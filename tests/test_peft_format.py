@@ -28,6 +28,9 @@ pytestmark = pytest.mark.filterwarnings(
     "ignore:.is_gradient_checkpointing. is deprecated:FutureWarning"
 )
 
+peft_has_hira = pytest.mark.skipif(
+    not hasattr(peft, "HiraConfig"), reason="HiRA came with peft 0.20, this is older"
+)
 FAMILIES = ("bert", "roberta", "mpnet", "distilbert")
 TEXTS = [text for text in models.TEXTS if text] * 2
 LABELS = np.tile([0, 1], 6)
@@ -120,7 +123,10 @@ def copied(theirs, tmp_path):
 
 
 @pytest.mark.parametrize("layers", ["auto", [0, 2]], ids=str)
-@pytest.mark.parametrize("name", OURS)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=[peft_has_hira] * n.startswith("hira")) for n in OURS],
+)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_peft_and_sentence_transformers_read_ours(
     plain_folder, tmp_path, family, name, layers
@@ -196,6 +202,7 @@ def test_ia3_as_peft_places_it_by_itself_gives_its_embeddings(
     close(clf.transform(TEXTS), embed(model, family))
 
 
+@peft_has_hira
 @pytest.mark.parametrize("frozen", [True, False])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_hira_of_peft_gives_its_embeddings(plain_folder, tmp_path, family, frozen):
@@ -614,12 +621,6 @@ def test_unknown_fields_at_their_default_are_fine(copied):
             peft.LoraConfig(target_modules="all-linear"),
             LoRA(alpha=8, roles=None),
         ),
-        (
-            peft.HiraConfig(target_modules=["q_lin", "ffn.lin2"]),
-            HiRA(roles=("query", "ffn_out")),
-        ),
-        (peft.HiraConfig(r=4, target_modules="all-linear"), HiRA(4)),
-        (peft.HiraConfig(r=4), HiRA(4)),
         (peft.IA3Config(), IA3()),
         (
             peft.IA3Config(
@@ -654,12 +655,33 @@ def test_configuration_of_peft_is_translated(config, spec):
     assert found.get_params() == spec.get_params()
 
 
+@peft_has_hira
+@pytest.mark.parametrize(
+    ("fields", "spec"),
+    [
+        ({"target_modules": ["q_lin", "lin2"]}, HiRA(roles=("query", "ffn_out"))),
+        ({"r": 4, "target_modules": "all-linear"}, HiRA(4)),
+        ({"r": 4}, HiRA(4)),
+        ({"hira_dropout": 0.1}, None),
+        ({"init_weights": "gaussian"}, None),
+    ],
+    ids=str,
+)
+def test_hira_configuration_of_peft_is_translated_or_refused(fields, spec):
+    config = peft.HiraConfig(**fields)
+    if spec is None:
+        with pytest.raises(ValueError, match=f"{next(iter(fields))}=.* cannot be"):
+            resolve_adapter(config)
+    else:
+        found = resolve_adapter(config)
+        assert type(found) is HiRA
+        assert found.get_params() == spec.get_params()
+
+
 @pytest.mark.parametrize(
     ("config", "message"),
     [
         (peft.LoraConfig(bias="all"), "bias='all'"),
-        (peft.HiraConfig(hira_dropout=0.1), "hira_dropout=0.1"),
-        (peft.HiraConfig(init_weights="gaussian"), "init_weights='gaussian'"),
         (peft.LoraConfig(init_lora_weights=False), "init_lora_weights=False"),
         (peft.LoraConfig(init_lora_weights="gaussian"), "init_lora_weights='gaussian'"),
         (peft.LoraConfig(modules_to_save=["pooler"]), r"modules_to_save=\['pooler'\]"),

@@ -72,6 +72,7 @@ CLASSIFIERS = {
     ),
     "head_only": lambda seed, y: AdapterClassifier(adapter=None),
     "skpeft": lambda seed, y: AdapterClassifier(random_state=seed),
+    "lora": lambda seed, y: AdapterClassifier(adapter="lora", random_state=seed),
     "no_shrinkage": lambda seed, y: AdapterClassifier(shrinkage=0.0, random_state=seed),
     "bfloat16": lambda seed, y: AdapterClassifier(
         precision="bfloat16", random_state=seed

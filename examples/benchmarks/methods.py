@@ -24,6 +24,7 @@ from skpeft.adapters import (
     IA3,
     BitFit,
     Bottleneck,
+    HiRA,
     LadderSide,
     LayerNormTuning,
     LoRA,
@@ -39,6 +40,7 @@ METHODS = {
     "lora_all_roles": LoRA(
         roles=("query", "key", "value", "attention_output", "ffn_in", "ffn_out")
     ),
+    "hira": HiRA(),
     "bottleneck": Bottleneck(),
     "pfeiffer": Bottleneck(placement="pfeiffer"),
     "parallel": Bottleneck(placement="parallel"),

@@ -17,6 +17,7 @@ from skpeft.adapters.base import (
     BesideBlock,
     GeneratorDropout,
     Handover,
+    ReweightedLayer,
     Stack,
 )
 from skpeft.adapters.bitfit import BitFit
@@ -62,6 +63,7 @@ __all__ = [
     "LayerNormTuning",
     "LoRA",
     "Prefix",
+    "ReweightedLayer",
     "Stack",
     "resolve_adapter",
 ]
@@ -70,22 +72,27 @@ __all__ = [
 def _by_name(name: str) -> Adapter:
     """Spec of a method with its defaults."""
     if name not in ADAPTERS:
-        raise ValueError(one_of(name, ADAPTERS, "adapter"))
+        raise ValueError(one_of(name, ["auto", *ADAPTERS], "adapter"))
     return ADAPTERS[name]()
 
 
 def resolve_adapter(
-    adapter: str | Adapter | Sequence[Adapter | str] | None, rank: int | None = None
+    adapter: str | Adapter | Sequence[Adapter | str] | None,
+    rank: int | None = None,
+    *,
+    wide: bool = False,
 ) -> Adapter | None:
     """Turn the estimators' `adapter` and `rank` into a spec of their own.
 
     Parameters
     ----------
     adapter : str, Adapter, sequence of these, peft.PeftConfig, or None
-        A name in `ADAPTERS`, a spec, several at once, a configuration of PEFT's LoRA or
-        IA3, which is translated, or None for no adapter.
+        "auto" for LoRA, a name in `ADAPTERS`, a spec, several at once, a configuration of
+        PEFT's LoRA, HiRA or IA3, which is translated, or None for no adapter.
     rank : int or None
         Overrides the capacity of the adapter where given.
+    wide : bool, default=False
+        Whether "auto" is HiRA, which changes all linear layers at full rank, and not LoRA.
 
     Returns
     -------
@@ -113,7 +120,9 @@ def resolve_adapter(
                 "Leave rank=None here; in a search use a list of grids."
             )
         return None
-    if isinstance(adapter, str):
+    if isinstance(adapter, str) and adapter == "auto":
+        spec = HiRA() if wide else LoRA()
+    elif isinstance(adapter, str):
         spec = _by_name(adapter)
     elif isinstance(adapter, Adapter):
         spec = clone(adapter)

@@ -306,6 +306,57 @@ class AdaptedLayer(nn.Module):
         return None
 
 
+class ReweightedLayer(AdaptedLayer):
+    """Base of adapted linear layers that compute a weight of their own from the frozen one.
+
+    The network computes it once for all that goes through together. Subclasses define
+    `product`.
+
+    Parameters
+    ----------
+    base : torch.nn.Module
+        The frozen linear layer.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch import nn
+    >>> from skpeft.adapters import ReweightedLayer
+    >>> class Doubled(ReweightedLayer):
+    ...     def product(self):
+    ...         return 2 * self.base.weight
+    >>> base, x = nn.Linear(4, 2, bias=False), torch.ones(3, 4)
+    >>> torch.equal(Doubled(base)(x), 2 * base(x))
+    True
+    """
+
+    def __init__(self, base: nn.Module) -> None:
+        super().__init__(base)
+        #: The product for the time being, where somebody has computed it already.
+        self.ready: Tensor | None = None
+
+    def product(self) -> Tensor:
+        """The weight that is applied, of shape (out, in)."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (..., in) to (..., out)."""
+        weight = self.ready  # read once: another thread may clear it
+        if weight is None:
+            weight = self.product()
+        return nn.functional.linear(x, weight, self.base.bias)
+
+    def merged(self) -> nn.Module | None:
+        """Linear layer of that weight."""
+        linear = folded(self.base)
+        if linear is not None:
+            linear.weight.data = self.product().detach()
+        return linear
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "ready": None}
+
+
 class BesideBlock(AdaptedLayer):
     """Base of the modules that stand around a whole block and only read what it gives.
 

@@ -1,0 +1,218 @@
+"""What adapter="auto" trains, and weights that are computed once for all."""
+
+import copy
+import threading
+
+import numpy as np
+import pytest
+import torch
+
+import skpeft
+from skpeft import AdapterClassifier, AdapterRegressor
+from skpeft._cache import STATES
+from skpeft.adapters import HiRA, LoRA
+from skpeft.adapters.hira import HiRALinear
+
+WORDS = ["good", "bad", "odd", "fine", "poor", "strange", "nice", "awful", "unusual"]
+
+
+def texts(n):
+    return [f"{WORDS[i % 9]} {i}" for i in range(n)]
+
+
+def labels(n):
+    return np.arange(n) % 3
+
+
+def fitted(n=12, **parameters):
+    options = {"random_state": 0, "shrinkage": 0.0, **parameters}
+    return AdapterClassifier("tiny", **options).fit(texts(n), labels(n))
+
+
+@pytest.mark.parametrize("n", [12, 256, 1000])
+def test_with_few_and_with_many_rows_it_is_lora(n):
+    clf, plain = fitted(n), fitted(n, adapter="lora")
+    assert repr(clf._network.adapter) == "LoRA()"
+    assert clf._network.layers == "auto"
+    np.testing.assert_array_equal(clf.transform(texts(9)), plain.transform(texts(9)))
+
+
+@pytest.mark.parametrize("n", [257, 999])
+def test_classes_with_some_hundred_rows_get_hira_in_all_blocks(n):
+    clf = fitted(n)
+    plain = fitted(n, adapter="hira", layers=None, max_epochs=3)
+    assert repr(clf._network.adapter) == "HiRA()"
+    assert clf._network.layers is None
+    assert clf.n_epochs_ == 3
+    np.testing.assert_array_equal(clf.transform(texts(9)), plain.transform(texts(9)))
+
+
+def test_what_the_user_says_holds():
+    clf = fitted(260, rank=4, layers=1, max_epochs=1)
+    assert repr(clf._network.adapter) == "HiRA(rank=4)"
+    assert clf._network.layers == 1
+    assert clf.n_epochs_ == 1
+    assert isinstance(fitted(260, adapter=LoRA())._network.adapter, LoRA)
+
+
+def test_objectives_that_do_not_contrast_classes_keep_lora():
+    X, y = texts(260), labels(260)
+    clf = AdapterClassifier("tiny", objective="cross_entropy", max_epochs=1)
+    assert isinstance(clf.fit(X, y)._network.adapter, LoRA)
+    several = np.stack([y == 0, y < 2], axis=1).astype(int)
+    clf = AdapterClassifier("tiny", max_epochs=1).fit(X, several)
+    assert isinstance(clf._network.adapter, LoRA)
+    reg = AdapterRegressor("tiny", max_epochs=1).fit(X, y.astype(float))
+    assert isinstance(reg._network.adapter, LoRA)
+
+
+@pytest.mark.parametrize(("first", "then", "kind"), [(20, 300, LoRA), (300, 20, HiRA)])
+def test_warm_start_goes_on_with_what_was_trained(first, then, kind):
+    clf = fitted(first, warm_start=True)
+    n_epochs = clf.n_epochs_
+    clf.fit(texts(then), labels(then))
+    assert isinstance(clf._network.adapter, kind)
+    assert clf.n_epochs_ > n_epochs
+
+
+def test_unknown_name_is_refused_with_those_that_are_known():
+    with pytest.raises(ValueError, match=r"one of \['auto', .*'hira'"):
+        fitted(adapter="automatic")
+
+
+# Weights that are computed once
+
+
+@pytest.fixture
+def hira():
+    skpeft.clear_cache()
+    yield fitted(adapter=HiRA(2), layers=None, max_epochs=2)
+    skpeft.clear_cache()
+
+
+def products(monkeypatch):
+    """List that grows by one with each weight that is computed."""
+    calls, plain = [], HiRALinear.product
+
+    def counted(layer):
+        calls.append(layer)
+        return plain(layer)
+
+    monkeypatch.setattr(HiRALinear, "product", counted)
+    return calls
+
+
+def test_weights_are_computed_once_and_kept_within_the_limit(hira, monkeypatch):
+    calls = products(monkeypatch)
+    X = [f"{word} {'long ' * i}" for i in range(40) for word in WORDS]
+    STATES.clear()
+    expected = hira.transform(X)  # some groups of tokens
+    n_layers = len(hira._network.live.reweighted)
+    assert len(calls) == n_layers > 0
+    np.testing.assert_array_equal(hira.transform(X), expected)
+    hira.transform(X[:1])
+    assert len(calls) == n_layers
+    with skpeft.config_context(cache_bytes=0):
+        np.testing.assert_array_equal(hira.transform(X), expected)
+        np.testing.assert_array_equal(hira.transform(X), expected)
+    assert len(calls) == 3 * n_layers
+    assert all(part.ready is None for part in hira._network.live.reweighted)
+
+
+def test_training_computes_each_weight_once_a_step(monkeypatch):
+    calls = products(monkeypatch)
+    X = [f"{word} {'long ' * i}" for i in range(9) for word in WORDS]
+    clf = AdapterClassifier(
+        "tiny",
+        adapter=HiRA(2),
+        layers=None,
+        max_epochs=1,
+        shrinkage=0.0,
+        batch_size=128,
+    ).fit(X, labels(81))
+    network = clf._network
+    n_tokens = sum(network.lengths(network.prepare(X)))
+    assert n_tokens > 2 * network._tokens_per_group
+    # One step, and once without gradients for the head.
+    assert len(calls) == 2 * len(network.live.reweighted)
+
+
+def test_weights_follow_what_is_trained(hira):
+    X, network = texts(9), hira._network
+    before = hira.transform(X)
+    state = network.state()
+    network.load_state({n: 2 * a if "_B" in n else a for n, a in state.items()})
+    doubled = hira.transform(X)
+    assert np.abs(doubled - before).max() > 1e-6
+    other = copy.deepcopy(hira)
+    np.testing.assert_array_equal(other.transform(X), doubled)
+    network.load_state(state)
+    np.testing.assert_array_equal(hira.transform(X), before)
+    np.testing.assert_array_equal(other.transform(X), doubled)
+
+
+def test_each_network_has_weights_of_its_own(hira):
+    other = fitted(adapter=HiRA(2), layers=None, max_epochs=2, random_state=1)
+    X = texts(9)
+    alone = [clf.transform(X) for clf in (hira, other)]
+    for _ in range(2):
+        for clf, expected in zip((hira, other), alone, strict=True):
+            np.testing.assert_array_equal(clf.transform(X), expected)
+    assert np.abs(alone[0] - alone[1]).max() > 1e-6
+
+
+def test_threads_predict_the_same(hira):
+    X = texts(60)
+    expected, found = hira.transform(X), []
+    STATES.clear()
+    threads = [
+        threading.Thread(target=lambda: found.append(hira.transform(X)))
+        for _ in range(4)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 4
+    for features in found:
+        np.testing.assert_allclose(features, expected, rtol=1e-6, atol=1e-7)
+
+
+def test_gradients_are_those_of_a_step_that_keeps_no_activations(monkeypatch):
+    def grads(n_kept):
+        monkeypatch.setattr("skpeft._network._TOKENS_KEPT", n_kept)
+        network = fitted(adapter=HiRA(2), layers=None, max_epochs=1)._network
+        items = network.prepare(texts(20))
+        with network.own_context():
+            network.forward(items).square().sum().backward()
+        return {n: t.grad for n, t in network.trainable().items()}
+
+    plain, lean = grads(10**6), grads(8)
+    assert plain.keys() == lean.keys()
+    for name, grad in plain.items():
+        np.testing.assert_allclose(grad, lean[name], rtol=1e-4, atol=1e-5)
+        assert grad.abs().max() > 0
+
+
+@pytest.mark.filterwarnings("ignore:precision='bfloat16'")
+def test_bfloat16_weights_are_computed_in_float32():
+    clf = fitted(adapter=HiRA(2), layers=None, max_epochs=1, precision="bfloat16")
+    layer = clf._network.live.reweighted[0]
+    with torch.autocast("cpu", torch.bfloat16):
+        weight = layer.product()
+    assert weight.dtype == torch.float32
+    assert torch.equal(weight, layer.product())
+    found = fitted(adapter=HiRA(2), layers=None, max_epochs=1).transform(texts(9))
+    np.testing.assert_allclose(clf.transform(texts(9)), found, atol=0.1)
+
+
+def test_wide_networks_come_back_from_a_pickle_and_a_folder(tmp_path):
+    clf = fitted(260)
+    clf.save_pretrained(tmp_path / "model")
+    X = texts(30)
+    for other in (
+        copy.deepcopy(clf),
+        AdapterClassifier.from_pretrained(tmp_path / "model"),
+    ):
+        np.testing.assert_array_equal(other.predict_proba(X), clf.predict_proba(X))
+        assert other.adapter == "auto"
