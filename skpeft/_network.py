@@ -285,13 +285,14 @@ class AdapterNetwork:
         if torch.is_grad_enabled():
             return [part.product() for part in parts]
         place = "weights", self.live.token
-        trained = [t for part in parts for t in part._parameters.values()]
-        versions = [tensor._version for tensor in trained if tensor is not None]
+        trained = [t for part in parts for t in part.own_tensors()]
         kept = STATES.get(place)
-        if kept is None or kept[0].tolist() != versions:  # what is trained has changed
-            kept = [torch.tensor(versions), *(part.product() for part in parts)]
+        # By content: a fused optimizer leaves the versions of tensors as they were.
+        if kept is None or not all(map(torch.equal, kept, trained)):
+            kept = [tensor.detach().clone() for tensor in trained]
+            kept += [part.product() for part in parts]
             STATES.put(place, kept)
-        return kept[1:]
+        return kept[len(trained) :]
 
     @contextmanager
     def own_context(self) -> Iterator[None]:

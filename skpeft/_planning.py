@@ -25,8 +25,9 @@ from skpeft.adapters.base import Adapter
 from skpeft.encoders.base import Encoder, Item
 from skpeft.objectives import Objective
 
-# Of so many rows, and for so long, adapter="auto" changes all weights of all blocks.
+# Of so many rows and classes, and for so long, adapter="auto" changes all blocks as a whole.
 _WIDE_ROWS = range(257, 1000)
+_WIDE_CLASSES = 5
 _WIDE_EPOCHS = 3
 
 
@@ -94,7 +95,7 @@ def make_plan(
     seed = int(random_state.randint(2**31 - 1))
     goes_on = estimator.warm_start and estimator.__sklearn_is_fitted__()
     last = estimator._network.adapter if goes_on else None
-    adapter, layers, max_epochs = choose(estimator, objective, len(data.y), last)
+    adapter, layers, max_epochs = choose(estimator, objective, data.y, last)
     network = AdapterNetwork(
         encoder,
         adapter,
@@ -144,13 +145,14 @@ def make_plan(
 
 
 def choose(
-    estimator: Any, objective: Objective, n_rows: int, last: Adapter | None
+    estimator: Any, objective: Objective, y: np.ndarray, last: Adapter | None
 ) -> tuple[Adapter | None, Layers, int | None]:
     """What is trained, in which blocks, for how many epochs; None: the objective's own.
 
-    Classes with some hundred rows gain from changes of full rank in all blocks, as full
-    fine-tuning makes them; with fewer rows these learn them by heart, and with more there
-    are steps enough for a small rank. What a warm start goes on from stays as it is.
+    Many classes with some hundred rows gain from changes of full rank in all blocks, as
+    full fine-tuning makes them; with fewer rows these learn them by heart, with more
+    there are steps enough for a small rank, and for few classes that suffices. What a warm
+    start goes on from stays as it is.
 
     Parameters
     ----------
@@ -158,14 +160,15 @@ def choose(
         Its `adapter` and `layers` may be "auto".
     objective : Objective
         Whether it contrasts classes.
-    n_rows : int
-        Training rows.
+    y : ndarray
+        Targets of the rows.
     last : Adapter or None
         What the last fit has trained, if this one goes on from there.
     """
     wide = isinstance(estimator.adapter, str) and estimator.adapter == "auto"
     if last is None:
-        wide = wide and objective.balanced_batches and n_rows in _WIDE_ROWS
+        wide = wide and objective.balanced_batches and len(y) in _WIDE_ROWS
+        wide = wide and len(np.unique(y)) >= _WIDE_CLASSES
     else:
         wide = wide and isinstance(last, HiRA)
     adapter = resolve_adapter(estimator.adapter, estimator.rank, wide=wide)

@@ -20,25 +20,25 @@ def texts(n):
     return [f"{WORDS[i % 9]} {i}" for i in range(n)]
 
 
-def labels(n):
-    return np.arange(n) % 3
+def labels(n, n_classes=5):
+    return np.arange(n) % n_classes
 
 
-def fitted(n=12, **parameters):
+def fitted(n=15, n_classes=5, **parameters):
     options = {"random_state": 0, "shrinkage": 0.0, **parameters}
-    return AdapterClassifier("tiny", **options).fit(texts(n), labels(n))
+    return AdapterClassifier("tiny", **options).fit(texts(n), labels(n, n_classes))
 
 
-@pytest.mark.parametrize("n", [12, 256, 1000])
-def test_with_few_and_with_many_rows_it_is_lora(n):
-    clf, plain = fitted(n), fitted(n, adapter="lora")
+@pytest.mark.parametrize(("n", "n_classes"), [(15, 5), (256, 5), (1000, 5), (300, 4)])
+def test_with_few_rows_or_many_or_few_classes_it_is_lora(n, n_classes):
+    clf, plain = fitted(n, n_classes), fitted(n, n_classes, adapter="lora")
     assert repr(clf._network.adapter) == "LoRA()"
     assert clf._network.layers == "auto"
     np.testing.assert_array_equal(clf.transform(texts(9)), plain.transform(texts(9)))
 
 
 @pytest.mark.parametrize("n", [257, 999])
-def test_classes_with_some_hundred_rows_get_hira_in_all_blocks(n):
+def test_many_classes_with_some_hundred_rows_get_hira_in_all_blocks(n):
     clf = fitted(n)
     plain = fitted(n, adapter="hira", layers=None, max_epochs=3)
     assert repr(clf._network.adapter) == "HiRA()"
@@ -149,6 +149,19 @@ def test_weights_follow_what_is_trained(hira):
     network.load_state(state)
     np.testing.assert_array_equal(hira.transform(X), before)
     np.testing.assert_array_equal(other.transform(X), doubled)
+
+
+def test_weights_follow_a_fused_optimizer(hira):
+    X, network = texts(9), hira._network
+    before = hira.transform(X)
+    optimizer = torch.optim.AdamW(network.trainable().values(), lr=0.1, fused=True)
+    items = network.prepare(X)
+    network.forward(items).square().sum().backward()
+    optimizer.step()
+    after = hira.transform(X)
+    assert np.abs(after - before).max() > 1e-3
+    STATES.clear()
+    np.testing.assert_array_equal(hira.transform(X), after)
 
 
 def test_each_network_has_weights_of_its_own(hira):

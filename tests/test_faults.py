@@ -218,6 +218,12 @@ OF_SPECS = {
         "weights": [5, [], {}],
         "frozen": FLAG,
     },
+    "hira": {
+        "rank": CAPACITY,
+        "roles": ROLES,
+        "weights": [5, [], {}],
+        "frozen": FLAG,
+    },
     "bottleneck": {
         "bottleneck_dim": CAPACITY,
         "placement": ["above", 5, None],
@@ -305,7 +311,7 @@ def test_wrong_members_of_a_combination_are_refused(members):
             "adapter__rnak",
             "'rnak'.*LoRA.*Did you mean 'rank'",
         ),
-        (AdapterClassifier(), "adapter__rank", "'lora' has no parameters.*Pass a spec"),
+        (AdapterClassifier(), "adapter__rank", "'auto' has no parameters.*Pass a spec"),
         (AdapterClassifier(), "adaptor", "AdapterClassifier.*Did you mean 'adapter'"),
         (AdapterClassifier(), "adaptor__rank", "Did you mean 'adapter'"),
         (AdapterRegressor(), "lr", "'lr' is not a known parameter of AdapterRegressor"),

@@ -339,6 +339,10 @@ class ReweightedLayer(AdaptedLayer):
         """The weight that is applied, of shape (out, in)."""
         raise NotImplementedError
 
+    def own_tensors(self) -> list[Tensor]:
+        """What the weight is computed from, besides the frozen one."""
+        return [tensor for tensor in self._parameters.values() if tensor is not None]
+
     def forward(self, x: Tensor) -> Tensor:
         """Map (..., in) to (..., out)."""
         weight = self.ready  # read once: another thread may clear it
