@@ -25,9 +25,11 @@ from skpeft.adapters.base import Adapter
 from skpeft.encoders.base import Encoder, Item
 from skpeft.objectives import Objective
 
-# Of so many rows and classes, and for so long, adapter="auto" changes all blocks as a whole.
-_WIDE_ROWS = range(257, 1000)
+# From so many classes and rows of each on, with fewer rows in all than that, and for so long,
+# adapter="auto" changes whole weights of all blocks.
 _WIDE_CLASSES = 5
+_WIDE_ROWS_EACH = 32
+_WIDE_ROWS = 1000
 _WIDE_EPOCHS = 3
 
 
@@ -149,10 +151,10 @@ def choose(
 ) -> tuple[Adapter | None, Layers, int | None]:
     """What is trained, in which blocks, for how many epochs; None: the objective's own.
 
-    Many classes with some hundred rows gain from changes of full rank in all blocks, as
-    full fine-tuning makes them; with fewer rows these learn them by heart, with more
-    there are steps enough for a small rank, and for few classes that suffices. What a warm
-    start goes on from stays as it is.
+    Several classes with some dozen rows each gain from changes of full rank in all blocks,
+    as full fine-tuning makes them; with fewer rows these learn them by heart, with more
+    there are steps enough for a small rank, and for few classes that suffices. What a
+    warm start goes on from stays as it is.
 
     Parameters
     ----------
@@ -166,16 +168,22 @@ def choose(
         What the last fit has trained, if this one goes on from there.
     """
     wide = isinstance(estimator.adapter, str) and estimator.adapter == "auto"
-    if last is None:
-        wide = wide and objective.balanced_batches and len(y) in _WIDE_ROWS
-        wide = wide and len(np.unique(y)) >= _WIDE_CLASSES
-    else:
+    if last is not None:
         wide = wide and isinstance(last, HiRA)
+    else:
+        wide = wide and objective.balanced_batches and _suffices(y)
     adapter = resolve_adapter(estimator.adapter, estimator.rank, wide=wide)
     if not wide:
         return adapter, estimator.layers, estimator.max_epochs
     layers = None if isinstance(estimator.layers, str) else estimator.layers
     return adapter, layers, estimator.max_epochs or _WIDE_EPOCHS
+
+
+def _suffices(y: np.ndarray) -> bool:
+    """Whether rows and classes are such that "auto" changes whole weights."""
+    counts = np.unique(y, return_counts=True)[1]
+    enough = len(counts) >= _WIDE_CLASSES and counts.min() >= _WIDE_ROWS_EACH
+    return bool(enough and len(y) < _WIDE_ROWS)
 
 
 def _asks_frozen(estimator: Any, adapter: Adapter, objective: Objective) -> bool:

@@ -100,8 +100,9 @@ class AdapterClassifier(ClassifierMixin, BaseAdapterEstimator):
         "layer_norm" or "ladder", a spec of `skpeft.adapters` or several at once, None for
         the head alone on frozen features, or "full" for every weight of a private copy of
         the encoder. A `LoraConfig`, `HiraConfig` or `IA3Config` of PEFT is translated.
-        "auto" is "lora"; where five classes or more are contrasted on 257 to 999 rows it is
-        "hira" in all blocks for three epochs, unless `layers` and `max_epochs` say otherwise.
+        "auto" is "lora"; where five classes or more are contrasted, each of 32 rows or more
+        and all of fewer than 1,000, it is "hira", in all blocks and for three epochs unless
+        `layers` and `max_epochs` say otherwise.
     rank : int or None, default=None
         Overrides the capacity of the adapter (rank of LoRA, width of a bottleneck or of a
         ladder, length of a prefix); None keeps the adapter's own. Adapters without a

@@ -29,7 +29,9 @@ def fitted(n=15, n_classes=5, **parameters):
     return AdapterClassifier("tiny", **options).fit(texts(n), labels(n, n_classes))
 
 
-@pytest.mark.parametrize(("n", "n_classes"), [(15, 5), (256, 5), (1000, 5), (300, 4)])
+@pytest.mark.parametrize(
+    ("n", "n_classes"), [(15, 5), (159, 5), (1000, 5), (300, 4), (310, 10)]
+)
 def test_with_few_rows_or_many_or_few_classes_it_is_lora(n, n_classes):
     clf, plain = fitted(n, n_classes), fitted(n, n_classes, adapter="lora")
     assert repr(clf._network.adapter) == "LoRA()"
@@ -37,7 +39,15 @@ def test_with_few_rows_or_many_or_few_classes_it_is_lora(n, n_classes):
     np.testing.assert_array_equal(clf.transform(texts(9)), plain.transform(texts(9)))
 
 
-@pytest.mark.parametrize("n", [257, 999])
+def test_one_rare_class_suffices_for_lora():
+    y = np.append(np.repeat(np.arange(5), 40), [5] * 31)
+    clf = AdapterClassifier("tiny", max_epochs=1, shrinkage=0.0)
+    assert repr(clf.fit(texts(231), y)._network.adapter) == "LoRA()"
+    more = clf.fit([*texts(231), "odd"], np.append(y, 5))
+    assert repr(more._network.adapter) == "HiRA()"
+
+
+@pytest.mark.parametrize("n", [160, 999])
 def test_many_classes_with_some_hundred_rows_get_hira_in_all_blocks(n):
     clf = fitted(n)
     plain = fitted(n, adapter="hira", layers=None, max_epochs=3)

@@ -95,6 +95,9 @@ CLASSIFIERS = {
     "lora_wide": lambda seed, y: AdapterClassifier(
         adapter=LoRA(32, roles=None), layers=None, max_epochs=3, random_state=seed
     ),
+    "hira": lambda seed, y: AdapterClassifier(
+        adapter="hira", layers=None, max_epochs=3, random_state=seed
+    ),
     "full": lambda seed, y: AdapterClassifier(adapter="full", random_state=seed),
     "setfit": SetFit,
     "peft_trainer": PeftTrainer,
