@@ -15,7 +15,8 @@ class CacheInfo(NamedTuple):
     Parameters
     ----------
     n_samples : int
-        Samples whose hidden states are kept; one of two encoders counts twice.
+        Samples whose hidden states are kept; one of two encoders counts twice. A network
+        whose layers compute weights, as HiRA's do, counts as one more.
     n_bytes : int
         Memory that they take, in bytes.
     limit : int

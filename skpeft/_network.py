@@ -273,7 +273,7 @@ class AdapterNetwork:
         parts = self.live.reweighted
         weights = self._weights(parts) if parts else []
         for part, weight in zip(parts, weights, strict=True):
-            part.ready = weight
+            vars(part)["ready"] = weight  # beside the module tree, even a parameter
         try:
             yield
         finally:

@@ -229,6 +229,31 @@ def test_bfloat16_weights_are_computed_in_float32():
     np.testing.assert_allclose(clf.transform(texts(9)), found, atol=0.1)
 
 
+class Own(HiRALinear):
+    """Computes a weight that is a parameter itself."""
+
+    def __init__(self, base):
+        super().__init__(base, 1, torch.Generator())
+        self.own = torch.nn.Parameter(2.0 * base.weight.detach())
+
+    def product(self):
+        return self.own
+
+
+class OwnWeights(HiRA):
+    def wrap(self, layer, role, generator):
+        return Own(layer)
+
+
+def test_weight_may_be_a_parameter():
+    clf = fitted(adapter=OwnWeights(1), layers=None, max_epochs=1)
+    X, names = texts(9), set(clf._network.trainable())
+    before = clf.transform(X)
+    assert set(clf._network.trainable()) == names
+    assert any(name.endswith(".own") for name in names)
+    np.testing.assert_array_equal(copy.deepcopy(clf).transform(X), before)
+
+
 def test_wide_networks_come_back_from_a_pickle_and_a_folder(tmp_path):
     clf = fitted(260)
     clf.save_pretrained(tmp_path / "model")

@@ -434,6 +434,9 @@ def test_cache_keeps_within_its_limit_and_lets_the_oldest_go():
     assert [cache.get(key) is not None for key in "abcd"] == [True, False, True, True]
     info = cache.info()
     assert (info.n_samples, info.n_bytes) == (3, info.limit)
+    cache.put("d", [torch.ones(50)])  # in place of what it had
+    assert cache.get("d")[0].sum() == 50
+    assert (cache.info().n_samples, cache.info().n_bytes) == (3, info.limit - 200)
     cache.put("e", [torch.zeros(1000)])
     assert cache.info().n_samples == 0
     cache.put("f", [torch.zeros(1)])

@@ -358,7 +358,7 @@ class ReweightedLayer(AdaptedLayer):
         return linear
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "ready": None}
+        return {**self.__dict__, "ready": None}
 
 
 class BesideBlock(AdaptedLayer):
