@@ -265,6 +265,7 @@ def _info(args):
     facts = {
         "estimator": type(model).__name__,
         **{name: parameters[name] for name in ("encoder", "adapter", "rank", "layers")},
+        "adapter_": model.adapter_,
         "texts_a_row": model.n_features_in_,
         "trained_parameters": model.n_trainable_params_,
         "frozen_parameters": model.n_frozen_params_,

@@ -505,6 +505,12 @@ class BaseAdapterEstimator(
         method = "decision_function" if self._task == "classification" else "predict"
         return to_torch(self._network, self.head_, method, self._n_features_out)
 
+    @property
+    def adapter_(self):
+        """Spec of what was trained, with "auto", names and `rank` resolved; None: nothing."""
+        check_is_fitted(self)
+        return self._network.adapter
+
     def __sklearn_is_fitted__(self):
         return hasattr(self, "_network")
 

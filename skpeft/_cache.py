@@ -22,7 +22,7 @@ class CacheInfo(NamedTuple):
     limit : int
         Bytes that they may take.
     hits, misses : int
-        How often hidden states were there, or had to be computed, since the last
+        How often what was asked for was there, or had to be computed, since the last
         `clear_cache`.
     """
 
@@ -61,10 +61,16 @@ class StateCache:
     def put(self, key: Hashable, tensors: list[Any]) -> None:
         """Keep tensors that nobody changes, in place of any that the key had."""
         with self._lock:
-            former = self._entries.pop(key, None)
-            self._n_bytes += _size(tensors) - (0 if former is None else _size(former))
-            self._entries[key] = tensors
-            self._shrink()
+            self._forget(key)
+            if _size(tensors) <= self.limit:  # else all others would go, and it too
+                self._entries[key] = tensors
+                self._n_bytes += _size(tensors)
+                self._shrink()
+
+    def drop(self, key: Hashable) -> None:
+        """Forget what nobody can ask for any more."""
+        with self._lock:
+            self._forget(key)
 
     @contextmanager
     def limited(self, n_bytes: int) -> Iterator[None]:
@@ -90,6 +96,10 @@ class StateCache:
         with self._lock:
             counts = len(self._entries), self._n_bytes, self.limit
             return CacheInfo(*counts, self._hits, self._misses)
+
+    def _forget(self, key: Hashable) -> None:
+        if key in self._entries:
+            self._n_bytes -= _size(self._entries.pop(key))
 
     def _shrink(self) -> None:
         while self._n_bytes > self.limit:

@@ -3,6 +3,7 @@
 import copy
 import hashlib
 import threading
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, NamedTuple
@@ -59,7 +60,6 @@ class Live(NamedTuple):
     module: nn.Module
     dropouts: list[GeneratorDropout]
     reweighted: list[ReweightedLayer]
-    token: object
     lowest: int
     device: torch.device
     autocast: torch.dtype | None
@@ -157,8 +157,9 @@ class AdapterNetwork:
             self._stored = None
         dropouts = [p for p in module.modules() if isinstance(p, GeneratorDropout)]
         reweighted = [p for p in module.modules() if isinstance(p, ReweightedLayer)]
-        parts = dropouts, reweighted, object()
-        return Live(backbone, module, *parts, lowest, device, autocast)
+        if reweighted:  # what is kept of a network goes with it
+            weakref.finalize(module, STATES.drop, _weights_of(module)).atexit = False
+        return Live(backbone, module, dropouts, reweighted, lowest, device, autocast)
 
     def _start(self, backbone: Backbone) -> dict[str, dict[str, np.ndarray]]:
         """Tensors of a saved adapter to start from, by the path of their layer.
@@ -284,7 +285,7 @@ class AdapterNetwork:
         """Weights that layers compute; without gradients they are kept like hidden states."""
         if torch.is_grad_enabled():
             return [part.product() for part in parts]
-        place = "weights", self.live.token
+        place = _weights_of(self.live.module)
         trained = [t for part in parts for t in part.own_tensors()]
         kept = STATES.get(place)
         # By content: a fused optimizer leaves the versions of tensors as they were.
@@ -569,6 +570,11 @@ class AdapterNetwork:
         memo[id(self)] = new
         new.__setstate__(copy.deepcopy(self.__getstate__(), memo))
         return new
+
+
+def _weights_of(module: nn.Module) -> tuple[str, int]:
+    """Where weights that the layers of a module have computed are kept."""
+    return "weights", id(module)
 
 
 def _finite(features: np.ndarray) -> np.ndarray:

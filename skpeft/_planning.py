@@ -12,7 +12,6 @@ from sklearn.utils import check_random_state
 from skpeft._data import Data, split_rows
 from skpeft._network import AdapterNetwork
 from skpeft._shrinkage import State, between
-from skpeft._sites import Layers
 from skpeft._training import (
     History,
     Rows,
@@ -96,18 +95,18 @@ def make_plan(
     random_state = check_random_state(random_state)
     seed = int(random_state.randint(2**31 - 1))
     goes_on = estimator.warm_start and estimator.__sklearn_is_fitted__()
-    last = estimator._network.adapter if goes_on else None
-    adapter, layers, max_epochs = choose(estimator, objective, data.y, last)
-    network = AdapterNetwork(
-        encoder,
-        adapter,
-        layers,
-        n_features=estimator.n_features_in_,
-        device=estimator.device,
-        precision=estimator.precision,
-        # The frozen network of the last fit is the one from which it was drawn back.
-        seed=estimator._network.seed if goes_on else seed,
-    )
+    wide = is_wide(estimator, objective, data.y[: len(data.y) - data.n_hints], goes_on)
+    # The frozen network of the last fit is the one from which it was drawn back.
+    seed = estimator._network.seed if goes_on else seed
+    try:
+        network = _network(estimator, encoder, seed, wide)
+    except ValueError:
+        if not wide or goes_on:
+            raise
+        # Not all of its linear layers are as HiRA needs them, or the error comes again.
+        wide, network = False, _network(estimator, encoder, seed, False)
+    adapter = network.adapter
+    max_epochs = estimator.max_epochs or (_WIDE_EPOCHS if wide else None)
     start = network.state()
     asks = False
     if adapter is not None and not adapter.frozen:
@@ -146,10 +145,8 @@ def make_plan(
     )
 
 
-def choose(
-    estimator: Any, objective: Objective, y: np.ndarray, last: Adapter | None
-) -> tuple[Adapter | None, Layers, int | None]:
-    """What is trained, in which blocks, for how many epochs; None: the objective's own.
+def is_wide(estimator: Any, objective: Objective, y: np.ndarray, goes_on: bool) -> bool:
+    """Whether adapter="auto" is HiRA in all blocks, and not LoRA.
 
     Several classes with some dozen rows each gain from changes of full rank in all blocks,
     as full fine-tuning makes them; with fewer rows these learn them by heart, with more
@@ -159,24 +156,19 @@ def choose(
     Parameters
     ----------
     estimator : estimator
-        Its `adapter` and `layers` may be "auto".
+        Its `adapter` may be "auto".
     objective : Objective
         Whether it contrasts classes.
     y : ndarray
-        Targets of the rows.
-    last : Adapter or None
-        What the last fit has trained, if this one goes on from there.
+        Targets of the rows, without texts about labels.
+    goes_on : bool
+        Whether the last fit is gone on with.
     """
-    wide = isinstance(estimator.adapter, str) and estimator.adapter == "auto"
-    if last is not None:
-        wide = wide and isinstance(last, HiRA)
-    else:
-        wide = wide and objective.balanced_batches and _suffices(y)
-    adapter = resolve_adapter(estimator.adapter, estimator.rank, wide=wide)
-    if not wide:
-        return adapter, estimator.layers, estimator.max_epochs
-    layers = None if isinstance(estimator.layers, str) else estimator.layers
-    return adapter, layers, estimator.max_epochs or _WIDE_EPOCHS
+    if not (isinstance(estimator.adapter, str) and estimator.adapter == "auto"):
+        return False
+    if goes_on:
+        return isinstance(estimator._network.adapter, HiRA)
+    return objective.balanced_batches and _suffices(y)
 
 
 def _suffices(y: np.ndarray) -> bool:
@@ -184,6 +176,20 @@ def _suffices(y: np.ndarray) -> bool:
     counts = np.unique(y, return_counts=True)[1]
     enough = len(counts) >= _WIDE_CLASSES and counts.min() >= _WIDE_ROWS_EACH
     return bool(enough and len(y) < _WIDE_ROWS)
+
+
+def _network(estimator: Any, encoder: Encoder, seed: int, wide: bool) -> AdapterNetwork:
+    """Encoder with the adapter that the parameters ask for."""
+    everywhere = wide and isinstance(estimator.layers, str)  # "auto"
+    return AdapterNetwork(
+        encoder,
+        resolve_adapter(estimator.adapter, estimator.rank, wide=wide),
+        None if everywhere else estimator.layers,
+        n_features=estimator.n_features_in_,
+        device=estimator.device,
+        precision=estimator.precision,
+        seed=seed,
+    )
 
 
 def _asks_frozen(estimator: Any, adapter: Adapter, objective: Objective) -> bool:

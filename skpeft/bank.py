@@ -3,6 +3,7 @@
 import threading
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -407,7 +408,9 @@ class SharedPass:
         ends = np.cumsum([len(self.first.windows([item])) for item in items])
         of_row = np.split(np.arange(ends[-1]), ends[:-1])
         counts = [len(of_row[row]) for row in pairs[:, 0]]
-        with torch.no_grad():
+        with torch.no_grad(), ExitStack() as stack:
+            for network in self.networks:
+                stack.enter_context(network.ready())
             found = self._pairs(
                 self.first.windows(items),
                 np.concatenate([of_row[row] for row in pairs[:, 0]]),

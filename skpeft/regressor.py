@@ -49,9 +49,9 @@ class AdapterRegressor(RegressorMixin, BaseAdapterEstimator):
         "layer_norm" or "ladder", a spec of `skpeft.adapters` or several at once, None for
         the head alone on frozen features, or "full" for every weight of a private copy of
         the encoder. A `LoraConfig`, `HiraConfig` or `IA3Config` of PEFT is translated.
-        "auto" is "lora"; where five classes or more are contrasted, each of 32 rows or more
-        and all of fewer than 1,000, it is "hira", in all blocks and for three epochs unless
-        `layers` and `max_epochs` say otherwise.
+        "auto" is "lora", but of a classifier that contrasts five classes or more, each of 32
+        rows or more and all of fewer than 1,000, "hira" in all blocks for three epochs,
+        unless `layers` and `max_epochs` say otherwise; see `adapter_`.
     rank : int or None, default=None
         Overrides the capacity of the adapter (rank of LoRA, width of a bottleneck or of a
         ladder, length of a prefix); None keeps the adapter's own. Adapters without a
@@ -59,7 +59,8 @@ class AdapterRegressor(RegressorMixin, BaseAdapterEstimator):
     layers : "auto", int, sequence of int or None, default="auto"
         Transformer blocks that get adapters: the upper two thirds, the last n, those of
         the indices, or all. What lies below is computed once in a fit. With "auto",
-        ``adapter="full"`` trains all blocks and the embeddings.
+        ``adapter="full"`` trains all blocks and the embeddings, and ``adapter="auto"`` all
+        blocks where it is "hira".
     objective : {"auto", "squared_error", "huber"} or Objective, default="auto"
         What adapters are trained for; "auto" is "squared_error".
     head : regressor or None, default=None
@@ -114,6 +115,8 @@ class AdapterRegressor(RegressorMixin, BaseAdapterEstimator):
     ----------
     head_ : regressor
         The fitted head; works on the output of `transform`.
+    adapter_ : Adapter or None
+        Spec of what was trained, with names and `rank` resolved.
     n_epochs_ : int
         Epochs trained.
     loss_curve_ : list of float

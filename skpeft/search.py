@@ -322,7 +322,7 @@ class AdapterClassifierCV(BaseAdapterCV, AdapterClassifier):  # type: ignore[mis
     encoder : str, SentenceTransformer or Encoder, \
             default="sentence-transformers/all-MiniLM-L6-v2"
         As in `AdapterClassifier`.
-    adapters : sequence, default=("auto",)
+    adapters : sequence, default=("lora",)
         Values of `adapter` to be tried.
     ranks : sequence of int or None, default=(2, 4, 8, 16)
         Values of `rank`. An adapter without a capacity, one that starts
@@ -400,7 +400,7 @@ class AdapterClassifierCV(BaseAdapterCV, AdapterClassifier):  # type: ignore[mis
         self,
         encoder="sentence-transformers/all-MiniLM-L6-v2",
         *,
-        adapters=("auto",),
+        adapters=("lora",),
         ranks=(2, 4, 8, 16),
         layers=("auto",),
         learning_rates=(None,),
@@ -471,7 +471,7 @@ class AdapterRegressorCV(BaseAdapterCV, AdapterRegressor):  # type: ignore[misc]
     encoder : str, SentenceTransformer or Encoder, \
             default="sentence-transformers/all-MiniLM-L6-v2"
         As in `AdapterRegressor`.
-    adapters : sequence, default=("auto",)
+    adapters : sequence, default=("lora",)
         Values of `adapter` to be tried.
     ranks : sequence of int or None, default=(2, 4, 8, 16)
         Values of `rank`. An adapter without a capacity, one that starts
@@ -549,7 +549,7 @@ class AdapterRegressorCV(BaseAdapterCV, AdapterRegressor):  # type: ignore[misc]
         self,
         encoder="sentence-transformers/all-MiniLM-L6-v2",
         *,
-        adapters=("auto",),
+        adapters=("lora",),
         ranks=(2, 4, 8, 16),
         layers=("auto",),
         learning_rates=(None,),

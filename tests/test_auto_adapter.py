@@ -1,6 +1,7 @@
 """What adapter="auto" trains, and weights that are computed once for all."""
 
 import copy
+import gc
 import threading
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 import skpeft
 from skpeft import AdapterClassifier, AdapterRegressor
 from skpeft._cache import STATES
-from skpeft.adapters import HiRA, LoRA
+from skpeft.adapters import HiRA, LoRA, ReweightedLayer
 from skpeft.adapters.hira import HiRALinear
 
 WORDS = ["good", "bad", "odd", "fine", "poor", "strange", "nice", "awful", "unusual"]
@@ -264,3 +265,118 @@ def test_wide_networks_come_back_from_a_pickle_and_a_folder(tmp_path):
     ):
         np.testing.assert_array_equal(other.predict_proba(X), clf.predict_proba(X))
         assert other.adapter == "auto"
+
+
+def test_texts_about_labels_are_no_rows():
+    hints = {i: ["some words"] * 22 for i in range(5)}
+    assert repr(fitted(50, label_texts=hints).adapter_) == "LoRA()"
+    hints = {i: ["some words"] for i in range(5)}
+    assert repr(fitted(160, label_texts=hints).adapter_) == "HiRA()"
+    assert repr(fitted(999, label_texts=hints, max_epochs=1).adapter_) == "HiRA()"
+
+
+class Scaled(torch.nn.Linear):
+    """Computes in its own way."""
+
+    def forward(self, x):
+        return 3 * super().forward(x)
+
+
+class Rows(torch.nn.Module):
+    """Three layers, of which the last is no plain one."""
+
+    def __init__(self):
+        super().__init__()
+        kinds = torch.nn.Linear, torch.nn.Linear, Scaled
+        names = "first", "second", "third"
+        for name, kind in zip(names, kinds, strict=True):
+            self.add_module(name, kind(4, 4))
+
+    def forward(self, x):
+        return self.third(torch.tanh(self.second(torch.tanh(self.first(x)))))
+
+
+@pytest.mark.parametrize(
+    "role", [{"ffn_in": "third"}, {"ffn_in": "first"}, {"ffn_in": "nothing"}], ids=str
+)
+def test_auto_is_lora_where_hira_cannot_be(role):
+    table = {"blocks": "", "query": "first", "value": "second", **role}
+    encoder = skpeft.encoders.ArrayEncoder(Rows(), role_table=table)
+    X, y = np.random.RandomState(0).randn(160, 4), labels(160)
+    clf = AdapterClassifier(encoder, max_epochs=2, random_state=0).fit(X, y)
+    assert repr(clf.adapter_) == "LoRA()"
+    with pytest.raises(ValueError, match=r"HiRA|role table"):
+        clf.set_params(adapter="hira").fit(X, y)
+
+
+def test_auto_stands_alone():
+    with pytest.raises(
+        ValueError, match=r"'auto' is not a known adapter; .*\['bitfit'"
+    ):
+        fitted(adapter=["auto"])
+
+
+def test_the_trained_spec_is_an_attribute_of_a_fitted_estimator():
+    clf = AdapterClassifier("tiny", rank=3)
+    assert not hasattr(clf, "adapter_")
+    clf.fit(texts(15), labels(15))
+    assert repr(clf.adapter_) == "LoRA(rank=3)"
+    assert fitted(adapter=None).adapter_ is None
+
+
+def test_kept_weights_go_with_their_network(hira):
+    STATES.clear()
+    hira.transform(texts(9))
+    other = copy.deepcopy(hira)
+    other.transform(texts(9))
+    n_entries = skpeft.cache_info().n_samples
+    del other
+    gc.collect()
+    assert skpeft.cache_info().n_samples == n_entries - 1
+    assert skpeft.cache_info().n_bytes <= skpeft.cache_info().limit
+
+
+class Low(torch.nn.Module):
+    def __init__(self, base):
+        super().__init__()
+        self.a = torch.nn.Parameter(torch.full((base.out_features, 1), 0.1))
+        self.b = torch.nn.Parameter(torch.zeros(1, base.in_features))
+
+
+class InParts(ReweightedLayer):
+    """Its parameters are those of a module inside."""
+
+    def __init__(self, base):
+        super().__init__(base)
+        self.low = Low(base)
+
+    def product(self):
+        return self.base.weight + self.low.a @ self.low.b
+
+
+class InnerModules(HiRA):
+    def wrap(self, layer, role, generator):
+        return InParts(layer)
+
+
+def test_weights_follow_parameters_of_inner_modules():
+    clf = fitted(adapter=InnerModules(1), shrinkage="auto", max_epochs=4)
+    before = clf.transform(texts(9))
+    STATES.clear()
+    np.testing.assert_array_equal(clf.transform(texts(9)), before)
+
+
+def test_bank_computes_each_weight_once(monkeypatch):
+    models = {
+        str(seed): fitted(adapter=HiRA(2), layers=None, max_epochs=2, random_state=seed)
+        for seed in range(2)
+    }
+    X = [f"{word} {'long ' * i}" for i in range(40) for word in WORDS]
+    bank = skpeft.AdapterBank(models)
+    bank.transform(X[:2])
+    STATES.clear()
+    calls = products(monkeypatch)
+    found = bank.transform(X)
+    assert len(calls) == 2 * len(models["0"]._network.live.reweighted)
+    for name, clf in models.items():
+        np.testing.assert_allclose(found[name], clf.transform(X), rtol=1e-5, atol=1e-6)

@@ -206,7 +206,7 @@ def test_ia3_as_peft_places_it_by_itself_gives_its_embeddings(
 @pytest.mark.parametrize("frozen", [True, False])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_hira_of_peft_gives_its_embeddings(plain_folder, tmp_path, family, frozen):
-    config = peft.HiraConfig(r=3, target_modules=NAMES[family][:3])
+    config = peft.HiraConfig(r=3, target_modules=NAMES[family][:3], hira_dropout=0.1)
     model = trained_by_peft(plain(plain_folder(family)), config)
     model.save_pretrained(tmp_path / "adapter")
     spec = HiRA.from_pretrained(tmp_path / "adapter", frozen=frozen)

@@ -437,8 +437,11 @@ def test_cache_keeps_within_its_limit_and_lets_the_oldest_go():
     cache.put("d", [torch.ones(50)])  # in place of what it had
     assert cache.get("d")[0].sum() == 50
     assert (cache.info().n_samples, cache.info().n_bytes) == (3, info.limit - 200)
-    cache.put("e", [torch.zeros(1000)])
-    assert cache.info().n_samples == 0
+    cache.put("e", [torch.zeros(1000)])  # beyond the limit by itself
+    assert (cache.info().n_samples, cache.get("e")) == (3, None)
+    cache.drop("d")
+    cache.drop("d")
+    assert (cache.info().n_samples, cache.info().n_bytes) == (2, 2 * (512 + 400))
     cache.put("f", [torch.zeros(1)])
     with cache.limited(0):
         assert cache.info().n_bytes == 0

@@ -69,10 +69,10 @@ __all__ = [
 ]
 
 
-def _by_name(name: str) -> Adapter:
-    """Spec of a method with its defaults."""
+def _by_name(name: str, *more: str) -> Adapter:
+    """Spec of a method with its defaults; an error names `more` besides."""
     if name not in ADAPTERS:
-        raise ValueError(one_of(name, ["auto", *ADAPTERS], "adapter"))
+        raise ValueError(one_of(name, [*more, *ADAPTERS], "adapter"))
     return ADAPTERS[name]()
 
 
@@ -123,7 +123,7 @@ def resolve_adapter(
     if isinstance(adapter, str) and adapter == "auto":
         spec = HiRA() if wide else LoRA()
     elif isinstance(adapter, str):
-        spec = _by_name(adapter)
+        spec = _by_name(adapter, "auto")
     elif isinstance(adapter, Adapter):
         spec = clone(adapter)
     elif isinstance(adapter, list | tuple):

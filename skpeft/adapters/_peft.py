@@ -45,6 +45,8 @@ _HONOURED = {
 }  # fmt: skip
 # In a file, the names of the tensors say which layers are meant.
 _TOLD_BY_FILE = {"layers_to_transform", "layers_pattern", "exclude_modules"}
+# These act in training alone, and what is saved is trained.
+_IDLE_IN_FILE = {"hira_dropout"}
 # These start other than at the frozen encoder without touching its weights.
 _STARTS_IN_FILE = (True, False, "gaussian", "eva", "orthogonal")
 
@@ -202,7 +204,7 @@ def read(folder: str | os.PathLike) -> Saved:
             f"which writes {TENSORS}."
         )
     config = parse_json(read_file(place, CONFIG), CONFIG)
-    kind = _checked_kind(config, _HONOURED | _TOLD_BY_FILE)
+    kind = _checked_kind(config, _HONOURED | _TOLD_BY_FILE | _IDLE_IN_FILE)
     for field in _STARTS:
         start = config.get(field, True)
         if start not in _STARTS_IN_FILE:

@@ -309,8 +309,8 @@ class AdaptedLayer(nn.Module):
 class ReweightedLayer(AdaptedLayer):
     """Base of adapted linear layers that compute a weight of their own from the frozen one.
 
-    The network computes it once for all that goes through together. Subclasses define
-    `product`.
+    The network computes it once for all that goes through together, and again when one of
+    its parameters has changed. Subclasses define `product`.
 
     Parameters
     ----------
@@ -341,7 +341,8 @@ class ReweightedLayer(AdaptedLayer):
 
     def own_tensors(self) -> list[Tensor]:
         """What the weight is computed from, besides the frozen one."""
-        return [tensor for tensor in self._parameters.values() if tensor is not None]
+        named = self.named_parameters()
+        return [tensor for name, tensor in named if not name.startswith("base.")]
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (..., in) to (..., out)."""

@@ -110,6 +110,12 @@ class HiRA(SharedWithPeft):
                 f"HiRA comes after another adapter on the role {role!r}, but it needs the "
                 "frozen weight itself. Put it first in the list."
             )
+        if type(layer).forward is not nn.Linear.forward:
+            raise ValueError(
+                f"HiRA needs a plain torch.nn.Linear at the role {role!r}, whose weight it "
+                f"scales; a {type(layer).__name__} is there, which computes in its own way. "
+                "Use LoRA, or leave the role out."
+            )
         return HiRALinear(layer, self.rank, generator)
 
     def count(self, sites: dict[str, tuple[int, int]]) -> int:
