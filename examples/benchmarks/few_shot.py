@@ -115,6 +115,7 @@ REGRESSORS = {
     "head_only": lambda seed, y: AdapterRegressor(adapter=None),
     "skpeft": lambda seed, y: AdapterRegressor(random_state=seed),
     "huber": lambda seed, y: AdapterRegressor(objective="huber", random_state=seed),
+    "hira": lambda seed, y: AdapterRegressor(adapter="hira", random_state=seed),
     "full": lambda seed, y: AdapterRegressor(adapter="full", random_state=seed),
     "peft_trainer": PeftRegressor,
     "cosine": CosineOfPairs,
