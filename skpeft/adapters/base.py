@@ -11,7 +11,12 @@ import torch
 from sklearn.base import clone
 from torch import Tensor, nn
 
-from skpeft._validation import WithParameters, validate_spec
+from skpeft._validation import (
+    WithParameters,
+    check_roles,
+    check_start,
+    validate_spec,
+)
 
 #: Linear layers of a transformer block, in the order in which data passes through them.
 ROLES = ("query", "key", "value", "attention_output", "ffn_in", "ffn_out")
@@ -220,7 +225,28 @@ class Adapter(WithParameters):
 
 
 class SharedWithPeft(Adapter):
-    """Base class of the methods that PEFT has too, and may have trained."""
+    """Base class of the methods that PEFT has too, and may have trained.
+
+    They have the parameters `roles`, `weights` and `frozen`; roles of None are all linear
+    layers of a block.
+    """
+
+    roles: Sequence[str] | None
+
+    def target_roles(self) -> tuple[str, ...]:
+        """Roles at which the method acts; none named where it is all."""
+        return () if self.roles is None else tuple(self.roles)
+
+    def roles_in(self, table: Mapping[str, str]) -> tuple[str, ...]:
+        """Roles of one encoder at which the method acts."""
+        return linear_roles(table) if self.roles is None else super().roles_in(table)
+
+    def validate(self) -> None:
+        """Check the parameters; raises `ValueError` naming the one that is wrong."""
+        super().validate()
+        if self.roles is not None:
+            check_roles(self)
+        check_start(self)
 
     @classmethod
     def from_pretrained(

@@ -1,17 +1,16 @@
 """Hadamard high-rank adaptation."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
-from skpeft._validation import Integral, Interval, check_roles, check_start
+from skpeft._validation import Integral, Interval
 from skpeft.adapters.base import (
     AdaptedLayer,
     ReweightedLayer,
     SharedWithPeft,
-    linear_roles,
     widths,
 )
 
@@ -85,21 +84,6 @@ class HiRA(SharedWithPeft):
         times the root of the rank.
         """
         return 2.7e-3 * math.sqrt(32 / self.rank)
-
-    def target_roles(self) -> tuple[str, ...]:
-        """Roles at which the method acts; none named where it is all."""
-        return () if self.roles is None else tuple(self.roles)
-
-    def roles_in(self, table: Mapping[str, str]) -> tuple[str, ...]:
-        """Roles of one encoder at which the method acts."""
-        return linear_roles(table) if self.roles is None else super().roles_in(table)
-
-    def validate(self) -> None:
-        """Check the parameters; raises `ValueError` naming the one that is wrong."""
-        super().validate()
-        if self.roles is not None:
-            check_roles(self)
-        check_start(self)
 
     def wrap(
         self, layer: nn.Module, role: str, generator: torch.Generator

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from skpeft._validation import check_roles, check_start
 from skpeft.adapters.base import AdaptedLayer, SharedWithPeft, folded, widths
 
 
@@ -62,16 +61,6 @@ class IA3(SharedWithPeft):
         self.input_roles = input_roles
         self.weights = weights
         self.frozen = frozen
-
-    def target_roles(self) -> tuple[str, ...]:
-        """Roles at which the method acts."""
-        return tuple(self.roles)
-
-    def validate(self) -> None:
-        """Check the parameters; raises `ValueError` naming the one that is wrong."""
-        super().validate()
-        check_roles(self)
-        check_start(self)
 
     def wrap(
         self, layer: nn.Module, role: str, generator: torch.Generator

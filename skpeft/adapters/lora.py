@@ -1,20 +1,19 @@
 """Low-rank adaptation."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from skpeft._validation import Integral, Interval, Real, check_roles, check_start
+from skpeft._validation import Integral, Interval, Real
 from skpeft.adapters.base import (
     ROLES,
     AdaptedLayer,
     GeneratorDropout,
     SharedWithPeft,
     folded,
-    linear_roles,
     widths,
 )
 
@@ -118,23 +117,6 @@ class LoRA(SharedWithPeft):
         """Factor on the low-rank update."""
         alpha = 2.0 * self.rank if self.alpha is None else float(self.alpha)
         return alpha / (math.sqrt(self.rank) if self.rank_stabilized else self.rank)
-
-    def target_roles(self) -> tuple[str, ...]:
-        """Roles at which the method acts; none named where it is all."""
-        return () if self.roles is None else tuple(self.roles)
-
-    def roles_in(self, table: Mapping[str, str]) -> tuple[str, ...]:
-        """Roles of one encoder at which the method acts."""
-        if self.roles is None:
-            return linear_roles(table)
-        return super().roles_in(table)
-
-    def validate(self) -> None:
-        """Check the parameters; raises `ValueError` naming the one that is wrong."""
-        super().validate()
-        if self.roles is not None:
-            check_roles(self)
-        check_start(self)
 
     def wrap(
         self, layer: nn.Module, role: str, generator: torch.Generator
