@@ -12,8 +12,8 @@ encoder first; results are appended line by line. ``--what``:
 - ``search``: 4 ranks by 5 folds and the refit: `GridSearchCV` with the cache of hidden
   states, without, 21 cold fits one by one, `AdapterClassifierCV`, and 21 fits of PEFT's LoRA
   by skorch;
-- ``predict``: 1, 32 and 5,000 texts, against `SentenceTransformer.encode` and the head, and
-  against the bare module and its tokenizer;
+- ``predict``: 1, 32 and 5,000 texts, against `SentenceTransformer.encode` and the head;
+- ``one``: one text by a fitted model and by the bare module with its tokenizer, in turn;
 - ``first``: the first prediction of a loaded model in a new process, against a process that
   loads the encoder with sentence-transformers, imports scikit-learn and encodes one text;
 - ``growth``: seconds and memory of a fit as rows, classes or tokens are added, texts made
@@ -196,12 +196,6 @@ def predict(args, method, n):
     found, seconds = {}, []
     if method == "skpeft":
         ask = clf.predict
-    elif method == "bare":
-        frozen = clf._network.live.backbone
-
-        def ask(X):
-            with torch.no_grad():
-                frozen.module(frozen.collate(frozen.prepare(X)))
     else:
         from sentence_transformers import SentenceTransformer
 
@@ -217,6 +211,26 @@ def predict(args, method, n):
             ask(texts[n:])
         seconds.append(found["cpu_seconds"])
     return found | {"cpu_seconds": statistics.median(seconds)}
+
+
+def one(args):
+    """Median seconds of one text, of two ways in turn, and their ratio."""
+    X, y = rows_of(args, 96)
+    clf = AdapterClassifier(shrinkage=0.0, random_state=0).fit(X, y)
+    frozen = clf._network.live.backbone
+
+    def bare(X):
+        with torch.no_grad():
+            frozen.module(frozen.collate(frozen.prepare(X)))
+
+    seconds = {"skpeft": [], "bare": []}
+    for text in rows_of(args, 96 + 150)[0][96:]:
+        for name, ask in (("skpeft", clf.predict), ("bare", bare)):
+            start = time.perf_counter()
+            ask([text])
+            seconds[name].append(time.perf_counter() - start)
+    found = {name: statistics.median(own) for name, own in seconds.items()}
+    return found | {"ratio": found["skpeft"] / found["bare"]}
 
 
 FIRST = {
@@ -262,7 +276,7 @@ def growth(args, n, cache_bytes, n_classes=6, n_copies=1):
     return found
 
 
-MEASURES = {f.__name__: f for f in (fit, limit, search, predict, first, growth)}
+MEASURES = {f.__name__: f for f in (fit, limit, search, predict, one, first, growth)}
 
 
 def plan(args):
@@ -287,13 +301,13 @@ def plan(args):
         "predict": [
             {"method": method, "n": n}
             for n in (1, 32, 5000)
-            for method in ("skpeft", "encode", "bare")
-            if n == 1 or method != "bare"
+            for method in ("skpeft", "encode")
         ],
+        "one": [{}],
         "first": [{"method": method} for method in FIRST],
         "growth": [
             {"n": n, "cache_bytes": size}
-            for n in (250, 1000, 4000, 16000)
+            for n in (250, 1000, 4000, 16000, 64000)
             for size in (0, 256 * 2**20)
         ]
         + [{"n": 1000, "cache_bytes": 0, "n_classes": n} for n in (2, 20, 150)]

@@ -16,6 +16,8 @@ from skpeft._validation import WithParameters, validate_spec
 #: One prepared sample: arrays by the name under which the module takes them.
 Item = dict[str, Any]
 
+_INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
 
 class Encoder(WithParameters):
     """Base class of encoder specs.
@@ -250,14 +252,17 @@ class Seal:
     def __init__(self, module: nn.Module) -> None:
         self._tensors = list(chain(module.parameters(), module.buffers()))
         self._some = [_some_values(tensor.detach()) for tensor in self._tensors]
+        on_cpu = all(tensor.device.type == "cpu" for tensor in self._tensors)
+        # Each prediction looks: as arrays that takes a fifth of the time.
+        self._arrays = [some.numpy() for some in self._some] if on_cpu else None
         self._state = self._look()
 
     def _look(self) -> tuple:
         places = [(tensor.data_ptr(), tensor._version) for tensor in self._tensors]
-        some = torch.cat(
-            [values.reshape(-1) for values in self._some] or [torch.empty(0)]
-        )
-        return places, some.float().cpu().numpy().tobytes()
+        if self._arrays is not None:
+            return places, b"".join(array.tobytes() for array in self._arrays)
+        some = torch.cat([values.reshape(-1) for values in self._some])
+        return places, some.cpu().numpy().tobytes()
 
     @property
     def broken(self) -> bool:
@@ -266,13 +271,20 @@ class Seal:
 
 
 def _some_values(tensor: Tensor) -> Tensor:
-    """View of at least 16 values, where there are so many, from all over a tensor."""
+    """View of at least 16 values, where there are so many, from all over a tensor.
+
+    As integers of the same bits: numpy does not know all types, and nan is not equal to nan.
+    """
+    if tensor.is_complex():
+        tensor = torch.view_as_real(tensor)
     if tensor.is_contiguous():
-        return tensor.view(-1)[:: max(1, tensor.numel() // 16)]
-    n_each = 16 ** (1 / tensor.ndim)  # never a copy, which would not see changes
-    return tensor[
-        tuple(slice(None, None, max(1, int(n / n_each))) for n in tensor.shape)
-    ]
+        some = tensor.view(-1)[:: max(1, tensor.numel() // 16)]
+    else:
+        n_each = 16 ** (1 / tensor.ndim)  # never a copy, which would not see changes
+        some = tensor[
+            tuple(slice(None, None, max(1, int(n / n_each))) for n in tensor.shape)
+        ]
+    return some.view(_INTEGERS[tensor.element_size()])
 
 
 def alias_memo(module: nn.Module) -> dict[int, Any]:

@@ -19,6 +19,7 @@ from sklearn.base import clone
 
 from skpeft import AdapterClassifier, clear_cache
 from skpeft.encoders import ArrayEncoder, TextEncoder, TinyTextEncoder, _registry
+from skpeft.encoders.base import Seal
 from skpeft.encoders.text import Weights
 from tests import models
 
@@ -332,6 +333,19 @@ def test_own_module_of_rows_is_shared_and_watched():
         module[0].weight.add_(1.0)
     with pytest.raises(RuntimeError, match="changed in place after fit"):
         clf.predict(X)
+
+
+@pytest.mark.parametrize(
+    "dtype", ["float64", "float32", "bfloat16", "float16", "complex64", "int64", "bool"]
+)
+def test_tensors_of_all_types_are_watched(dtype):
+    module = torch.nn.Module()
+    module.register_buffer("empty", torch.zeros(0, dtype=getattr(torch, dtype)))
+    module.register_buffer("kept", torch.zeros(2, 12, dtype=getattr(torch, dtype)))
+    seal = Seal(module)
+    assert not seal.broken
+    module.kept.data.logical_not_() if dtype == "bool" else module.kept.data.add_(1)
+    assert seal.broken
 
 
 # Pickles ------------------------------------------------------------------------------
