@@ -139,11 +139,12 @@ def choose_shots(labels, asked):
     shots = max(2, min(SHOTS, smallest // 2)) if asked is None else asked
     few = sorted(name for name, size in sizes.items() if size <= shots)
     if few:
-        more = f" and {len(few) - 3} more classes" if len(few) > 3 else ""
+        more = f" and {len(few) - 3} more" if len(few) > 3 else ""
+        lower = ", or lower --shots" if shots > 2 else ""
         named = ", ".join(f"{name!r} ({sizes[name]})" for name in few[:3]) + more
         stop(
             f"too few rows in {named}: {shots} a class are for training and at least one "
-            "is for testing; add rows, join classes or lower --shots"
+            f"is for testing; add rows or join classes{lower}"
         )
     return shots
 

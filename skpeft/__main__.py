@@ -169,9 +169,11 @@ def _share(text):
 
 def _fit(args):
     from skpeft._folder import check_place
+    from skpeft.adapters import resolve_adapter
 
     X, y = _read_data(args)
     check_place(args.output)
+    resolve_adapter(_adapter(args.adapter), args.rank)  # says what is wrong with them
     rest = None
     if args.test_share:
         strata = y if args.label and len(args.label) == 1 else None
@@ -181,7 +183,7 @@ def _fit(args):
                 X, y, test_size=args.test_share, random_state=args.seed, stratify=strata
             )
         except ValueError as error:
-            raise ValueError(f"{error} --test-share 0 fits on all rows.") from error
+            raise ValueError(_share_wanted(X, strata, args, error)) from error
     kind = AdapterClassifier if args.label else AdapterRegressor
     model = kind(
         args.encoder,
@@ -201,6 +203,19 @@ def _fit(args):
             probe = clone(model).set_params(adapter=None, rank=None).fit(X, y)
             facts[f"{score}_linear_probe"] = probe.score(rest, y_rest)
     _write(["name", "value"], facts.items())
+
+
+def _share_wanted(X, strata, args, error):
+    """What to say where rows cannot be held out as was asked for."""
+    if strata is None:
+        return f"{str(error).rstrip('.')}. --test-share 0 fits on all rows."
+    n_classes = len(set(strata))
+    share = np.ceil(100 * n_classes / len(X)) / 100
+    return (
+        f"{n_classes} classes need as many held-out rows, and --test-share "
+        f"{args.test_share} of {len(X)} rows does not give them. Give --test-share "
+        f"{share:g}, or 0 to fit on all rows."
+    )
 
 
 def _check_classes(y, args):
@@ -248,14 +263,19 @@ def _compare(args):
 
     X, y = _read_data(args)
     kind = AdapterClassifier if args.label else AdapterRegressor
-    results = compare_strategies(
-        X,
-        y,
-        [_adapter(name) for name in args.adapter or ("none", "lora", "full")],
-        estimator=kind(args.encoder, random_state=args.seed),
-        cv=args.cv,
-        verbose=1,
-    )
+    try:
+        results = compare_strategies(
+            X,
+            y,
+            [_adapter(name) for name in args.adapter or ("none", "lora", "full")],
+            estimator=kind(args.encoder, random_state=args.seed),
+            cv=args.cv,
+            verbose=1,
+        )
+    except ValueError as error:
+        if "n_splits" not in str(error):
+            raise
+        raise ValueError(f"--cv {args.cv}: {error} Give fewer folds.") from error
     results.to_csv(sys.stdout, lineterminator="\n")
 
 

@@ -1,7 +1,7 @@
 """Hidden states of frozen blocks, kept for whoever in this process asks for them again."""
 
 import threading
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -39,6 +39,7 @@ class StateCache:
     def __init__(self, limit: int) -> None:
         self._limits = [[limit]]
         self._lock = threading.Lock()
+        self._dropped: deque[Hashable] = deque()
         self.clear()
 
     def clear(self) -> None:
@@ -50,6 +51,7 @@ class StateCache:
     def get(self, key: Hashable) -> list[Any] | None:
         """What was kept under a key, or None."""
         with self._lock:
+            self._sweep()
             found = self._entries.get(key)
             if found is None:
                 self._misses += 1
@@ -61,6 +63,7 @@ class StateCache:
     def put(self, key: Hashable, tensors: list[Any]) -> None:
         """Keep tensors that nobody changes, in place of any that the key had."""
         with self._lock:
+            self._sweep()
             self._forget(key)
             if _size(tensors) <= self.limit:  # else all others would go, and it too
                 self._entries[key] = tensors
@@ -68,9 +71,17 @@ class StateCache:
                 self._shrink()
 
     def drop(self, key: Hashable) -> None:
-        """Forget what nobody can ask for any more."""
-        with self._lock:
-            self._forget(key)
+        """Forget what nobody can ask for any more.
+
+        The garbage collector may call this anywhere, also where this thread holds the lock:
+        then the next to come does it.
+        """
+        self._dropped.append(key)
+        if self._lock.acquire(blocking=False):
+            try:
+                self._sweep()
+            finally:
+                self._lock.release()
 
     @contextmanager
     def limited(self, n_bytes: int) -> Iterator[None]:
@@ -94,8 +105,13 @@ class StateCache:
     def info(self) -> CacheInfo:
         """Present state."""
         with self._lock:
+            self._sweep()
             counts = len(self._entries), self._n_bytes, self.limit
             return CacheInfo(*counts, self._hits, self._misses)
+
+    def _sweep(self) -> None:
+        while self._dropped:
+            self._forget(self._dropped.popleft())
 
     def _forget(self, key: Hashable) -> None:
         if key in self._entries:

@@ -56,6 +56,14 @@ def check_samples(estimator, X, modality: str, *, reset: bool) -> Sequence:
         return validate_data(estimator, X, reset=reset, dtype="numeric")
     samples = check_texts(X)
     width = 1 if isinstance(samples[0], str) else len(samples[0])
+    known = width if reset else estimator.n_features_in_
+    if width != known:
+        kinds = {1: "single texts", 2: "pairs of texts"}
+        raise ValueError(
+            f"X has {width} features, but {type(estimator).__name__} is expecting {known} "
+            f"features as input: X holds {kinds[width]}, and fit was given {kinds[known]}. "
+            "Pass the same columns as to fit."
+        )
     shape_only = (
         X if hasattr(X, "columns") else np.empty((len(samples), width), dtype=object)
     )
@@ -206,7 +214,7 @@ def check_labels(y) -> None:
             raise ValueError(
                 f"y[{i}] is {label!r:.80}; one label a row is expected. {_SEVERAL_LABELS}"
             )
-        if label is None or label is getattr(sys.modules.get("pandas"), "NA", None):
+        if _is_missing(label):
             raise ValueError(
                 f"y[{i}] is {label!r}: every row needs a label. Drop the rows without one."
             )
@@ -216,8 +224,17 @@ def check_labels(y) -> None:
         if others:
             raise ValueError(
                 f"y mixes labels of types {[*others, 'str']}, which cannot be sorted. Use "
-                "one type, for example str for all, and fill or drop missing labels (NaN)."
+                "one type, for example str for all."
             )
+
+
+def _is_missing(label) -> bool:
+    """Whether a label is None, nan, or what pandas has for it."""
+    if isinstance(label, float | np.floating):
+        return bool(np.isnan(label))
+    pandas = sys.modules.get("pandas")
+    missing = [None, *(getattr(pandas, name, None) for name in ("NA", "NaT"))]
+    return any(label is one for one in missing)
 
 
 def n_columns(y) -> int:
@@ -299,10 +316,14 @@ def split_rows(n_rows: int, fraction: float, strata, random_state: RandomState):
             random_state=random_state,
         )
     except ValueError as error:
+        alone = (
+            strata is not None and np.unique(strata, return_counts=True)[1].min() < 2
+        )
+        remedy = "other classes than those of one row" if alone else "a larger fraction"
         raise ValueError(
             f"early_stopping=True needs validation rows, and validation_fraction="
             f"{fraction} of {n_rows} rows cannot be split off ({error}). Give X_val "
-            "and y_val, a larger fraction, or early_stopping=False."
+            f"and y_val, {remedy}, or early_stopping=False."
         ) from error
 
 

@@ -271,8 +271,10 @@ class AdapterNetwork:
     @contextmanager
     def ready(self) -> Iterator[None]:
         """Inside, weights that layers compute from what is trained are computed once."""
-        parts = self.live.reweighted
-        weights = self._weights(parts) if parts else []
+        parts, weights = self.live.reweighted, []
+        if parts:
+            with torch.autocast(self.live.device.type, enabled=False):
+                weights = self._weights(parts)
         for part, weight in zip(parts, weights, strict=True):
             vars(part)["ready"] = weight  # beside the module tree, even a parameter
         try:

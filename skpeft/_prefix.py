@@ -200,7 +200,7 @@ def halve(
         _with_blocks(module, path, lower),
         _with_blocks(module, path, upper),
         flow,
-        ("after", *read) if read else ("before", names[lowest]),
+        ("after", path, *read) if read else ("before", path, names[lowest]),
     )
     whole = _make_up_the_whole(halves, module, together, alone, tolerance)
     return halves if whole else None

@@ -316,14 +316,16 @@ class SharedPass:
         adapted = [n for n in self.networks if n.adapter is not None]
         lowest = min((n.live.lowest for n in adapted), default=0)
         modules = [n.live.module for n in self.networks]
-        self.stacked = False
+        ways = [
+            (modules, False, lowest),
+            (modules, False, 0),
+        ]  # the last shares nothing
         if len(adapted) > 1 and (stacked := self._stack()) is not None:
-            self._set([stacked], lowest, some)
-            self.stacked = True
+            ways.insert(0, ([stacked], True, lowest))
+        for modules, self.stacked, lowest in ways:
+            self._set(modules, lowest, some)
             if self._is_right(some):
                 return
-            self.stacked = False
-        self._set(modules, lowest, some)
 
     def _set(
         self, modules: Sequence[nn.Module], lowest: int, some: Sequence[Item]
@@ -342,7 +344,8 @@ class SharedPass:
                     _prefix.halve(module, path, lowest, *batches, tolerance)
                     for module in modules
                 ]
-        if any(half is None for half in halves):
+        # All resume from the same states, or none does.
+        if len({half and half.place for half in halves}) > 1:
             halves = [None] * len(modules)
         self.parts = [Part(m, h) for m, h in zip(modules, halves, strict=True)]
 
@@ -365,7 +368,7 @@ class SharedPass:
         return module
 
     def _is_right(self, some: Sequence[Item]) -> bool:
-        """Whether the stacked module gives the features of each network."""
+        """Whether each network's features come out."""
         n = len(self.networks)
         rows, owners = (
             np.repeat(np.arange(len(some)), n),
@@ -373,7 +376,7 @@ class SharedPass:
         )
         try:
             found = torch.stack(self._pairs(some, rows, owners))
-        except RuntimeError:  # a model that mixes up rows, or gives layers other shapes
+        except Exception:  # of a model that mixes up rows, or gives layers other shapes
             return False
         tolerance = _ROUNDING[self.first.live.autocast]
         for i, network in enumerate(self.networks):

@@ -13,7 +13,7 @@ from sklearn.utils.validation import assert_all_finite, column_or_1d
 
 from skpeft._base import BaseAdapterEstimator
 from skpeft._data import Data, check_indicators, check_labels, check_texts, n_columns
-from skpeft._validation import Integral
+from skpeft._validation import Integral, StrOptions
 
 
 @dataclass(frozen=True)
@@ -223,7 +223,7 @@ class AdapterClassifier(ClassifierMixin, BaseAdapterEstimator):
     _task = "classification"
     _parameter_constraints: ClassVar[dict] = {
         **BaseAdapterEstimator._parameter_constraints,
-        "class_weight": [dict, str, None],
+        "class_weight": [dict, StrOptions({"balanced"}), None],
         "label_texts": [dict, None],
     }
 
@@ -296,7 +296,7 @@ class AdapterClassifier(ClassifierMixin, BaseAdapterEstimator):
         if len(classes) < 2:
             raise ValueError(
                 f"y holds one class only, {classes.tolist()}; a classifier needs rows of "
-                "at least 2 classes. Add rows of another class."
+                "at least 2 classes. Add rows of another class; those of weight 0 do not count."
             )
         return ClassTarget(classes, self._class_weights(classes, y))
 

@@ -227,12 +227,18 @@ class BaseAdapterCV:
             )
             errors = [error for *_, error in found if error is not None]
             if len(errors) == len(order):
+                if len(order) < len(candidates):
+                    errors[0].add_note(
+                        f"All candidates still in the race failed in fold {i}; others were "
+                        "out before. eliminate=False runs each on all folds until it fails."
+                    )
                 raise errors[0]
             for error in errors:
                 message = f"A candidate failed in fold {i} and is out: {error}"
                 warnings.warn(message, FitFailedWarning, stacklevel=4)
             scores[order, i] = [score for score, *_ in found]
             seconds[:, order, i] = np.transpose([times for _, times, _ in found])
+            order = order[~np.isneginf(scores[order, i])]
         return _results(candidates, scores, seconds)
 
     def save_pretrained(self, folder):

@@ -11,7 +11,7 @@ import torch
 import skpeft
 from skpeft import AdapterClassifier, AdapterRegressor
 from skpeft._cache import STATES
-from skpeft.adapters import HiRA, LoRA, ReweightedLayer
+from skpeft.adapters import Adapter, HiRA, LoRA, ReweightedLayer
 from skpeft.adapters.hira import HiRALinear
 
 WORDS = ["good", "bad", "odd", "fine", "poor", "strange", "nice", "awful", "unusual"]
@@ -200,6 +200,36 @@ def test_threads_predict_the_same(hira):
     assert len(found) == 4
     for features in found:
         np.testing.assert_allclose(features, expected, rtol=1e-6, atol=1e-7)
+
+
+class Shifted(ReweightedLayer):
+    """A weight from a product of matrices, which autocast would round."""
+
+    def __init__(self, base):
+        super().__init__(base)
+        self.left = torch.nn.Parameter(torch.full((len(base.weight), 2), 0.01))
+        self.right = torch.nn.Parameter(torch.full((2, base.weight.shape[1]), 0.33))
+
+    def product(self):
+        return self.base.weight + self.left @ self.right
+
+
+class Shift(Adapter):
+    def target_roles(self):
+        return ("query",)
+
+    def wrap(self, layer, role, generator):
+        return Shifted(layer)
+
+
+def test_autocast_of_the_caller_leaves_no_rounded_weight_behind():
+    clf = fitted(adapter=Shift(), layers=None, max_epochs=1)
+    STATES.clear()
+    expected = clf.transform(texts(9))
+    STATES.clear()
+    with torch.autocast("cpu", torch.bfloat16):
+        clf.transform(texts(9))
+    np.testing.assert_array_equal(clf.transform(texts(9)), expected)
 
 
 def test_gradients_are_those_of_a_step_that_keeps_no_activations(monkeypatch):

@@ -13,6 +13,7 @@ from skpeft import (
     AdapterBank,
     AdapterClassifier,
     AdapterRegressor,
+    clear_cache,
     config_context,
 )
 from skpeft.adapters import IA3, Bottleneck, LadderSide, LoRA, Prefix
@@ -109,6 +110,71 @@ def test_mixed_batch_equals_single_estimators(case, tasks):
             assert found[i] == pytest.approx(expected, abs=1e-4)
         else:
             assert found[i] == expected
+
+
+@pytest.mark.parametrize("order", [1, -1])
+@pytest.mark.parametrize(
+    "adapters",
+    [
+        ("lora", "ladder"),
+        ("hira", "ladder"),
+        (LadderSide(8), LadderSide(4)),
+    ],
+    ids=str,
+)
+def test_networks_that_resume_from_other_states_equal_the_estimators(adapters, order):
+    places = zip(adapters, ("auto", 1), strict=True)
+    tasks = {f"{i}": {"adapter": a, "layers": n} for i, (a, n) in enumerate(places)}
+    fitted = fit(TinyTextEncoder(n_layers=6), tasks)
+    assert_equals_single(AdapterBank(dict([*fitted.items()][::order])), TEXTS)
+
+
+class TwoLists(nn.Module):
+    """Two lists of blocks, one after the other."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Linear(1, 16)
+        self.first = nn.ModuleList(TwoListsBlock() for _ in range(2))
+        self.second = nn.ModuleList(TwoListsBlock() for _ in range(2))
+
+    def forward(self, values):
+        hidden = self.embed(values.unsqueeze(-1))
+        for block in [*self.first, *self.second]:
+            hidden = block(hidden)
+        return hidden.mean(dim=1)
+
+
+class TwoListsBlock(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.map = nn.Linear(16, 16)
+
+    def forward(self, hidden):
+        return hidden + torch.tanh(self.map(hidden))
+
+
+def test_states_of_two_lists_of_blocks_are_not_confused():
+    torch.manual_seed(0)
+    module, X = TwoLists(), np.random.RandomState(0).randn(40, 4)
+    tasks = {
+        name: fit_one(
+            ArrayEncoder(module, role_table={"blocks": name, "map": "map"}),
+            X,
+            1,
+            adapter=LoRA(2, roles=["map"]),
+            layers=[1],
+            learning_rate=0.05,
+        )
+        for name in ("second", "first")
+    }
+    found = {name: estimator.transform(X) for name, estimator in tasks.items()}
+    for name, estimator in tasks.items():
+        assert estimator._network.resumes
+        clear_cache()
+        np.testing.assert_array_equal(estimator.transform(X), found[name])
+    clear_cache()
+    assert_equals_single(AdapterBank(tasks), X)
 
 
 def counted(bank, monkeypatch):

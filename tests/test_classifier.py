@@ -692,6 +692,44 @@ def test_one_class_is_refused():
         make().fit(TEXTS, ["a"] * len(TEXTS))
 
 
+@pytest.mark.parametrize("missing", [None, float("nan"), np.float32("nan")])
+def test_missing_label_is_named_by_its_row(missing):
+    labels = [*LABELS[:2], missing, *LABELS[3:]]
+    with pytest.raises(ValueError, match=r"y\[2\] is .*: every row needs a label"):
+        make().fit(TEXTS, labels)
+
+
+@pytest.mark.parametrize("name", ["nan", "NA", "NaT"])
+def test_missing_label_of_pandas_is_named_by_its_row(name):
+    pd = pytest.importorskip("pandas", reason="pandas is not installed")
+    missing = float("nan") if name == "nan" else getattr(pd, name)
+    y = pd.Series(["a", "b", missing, "a", "b", *"ab"], dtype=object)
+    with pytest.raises(ValueError, match=r"y\[2\] is .*: every row needs a label"):
+        make().fit(["x"] * 7, y)
+
+
+def test_class_that_early_stopping_cannot_hold_out_is_no_matter_of_the_fraction():
+    labels = ["rare", *"ab" * ((len(TEXTS) - 1) // 2), "a"][: len(TEXTS)]
+    clf = make(early_stopping=True, validation_fraction=0.5)
+    with pytest.raises(ValueError, match="other classes than those of one row"):
+        clf.fit(TEXTS, labels)
+
+
+def test_pairs_for_a_model_of_single_texts_are_named():
+    clf = make().fit(TEXTS, LABELS)
+    with pytest.raises(
+        ValueError, match="X holds pairs of texts, and fit was given single"
+    ):
+        clf.predict([("a", "b")])
+
+
+def test_unknown_class_weight_is_named():
+    with pytest.raises(
+        ValueError, match="'class_weight' parameter of AdapterClassifier"
+    ):
+        make(class_weight="blanced").fit(TEXTS, LABELS)
+
+
 def test_one_row_is_refused():
     with pytest.raises(ValueError, match="at least 2 classes"):
         make().fit(["good"], ["+"])

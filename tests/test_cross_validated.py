@@ -266,6 +266,38 @@ def test_candidate_that_fails_is_out_with_a_warning():
     assert cv.cv_results_["rank_test_score"].tolist() == [1, 2]
 
 
+def test_candidate_that_failed_is_not_fitted_again():
+    fits = []
+
+    def score(model, X, y):
+        fits.append(model.layers)
+        if model.layers == 1 and len(fits) > 2:
+            raise RuntimeError("no score today")
+        return float(model.layers == 1)
+
+    cv = AdapterClassifierCV(
+        **OWN, ranks=[2], layers=[1, 2], cv=3, eliminate=False, scoring=score
+    )
+    with pytest.warns(FitFailedWarning, match="no score today"):
+        cv.fit(TEXTS, LABELS)
+    assert fits == [1, 2, 1, 2, 2]
+    assert cv.best_params_["layers"] == 2
+
+
+def test_failure_of_all_that_are_left_says_so():
+    def score(model, X, y):
+        cv.n_asked += 1
+        if cv.n_asked > 4:
+            raise RuntimeError("no score today")
+        return 1.0
+
+    cv = AdapterClassifierCV(**OWN, ranks=[1, 2, 3, 4], cv=3, scoring=score)
+    cv.n_asked = 0
+    with pytest.raises(RuntimeError, match="no score today") as caught:
+        cv.fit(TEXTS, LABELS)
+    assert "others were out before" in caught.value.__notes__[0]
+
+
 def test_error_of_all_candidates_is_raised_and_an_earlier_fit_survives():
     cv = AdapterClassifierCV(**OWN, ranks=[2], cv=2).fit(TEXTS, LABELS)
     before = cv.predict(TEXTS)

@@ -246,7 +246,11 @@ def test_wrong_content_is_one_line_and_code_1(file, model, tmp_path, capsys):
         (b"body,team\na,x\nb,x\nc,y\n", "1 of 2 classes in the column 'team'"),
         (b"body,team\na,1\nb,2\nc,3\nd,4", "each ('1', '2', '3', ...)"),
         (b"body,team\na,1\nb,2\nc,3\nd,4", "Are --text and --label swapped?"),
-        (b"body,team\na,x\nb,x\nc,y\nd,y\n", "--test-share 0 fits on all rows"),
+        (
+            b"body,team\na,x\nb,x\nc,y\nd,y\n",
+            "2 classes need as many held-out rows, and --test-share 0.2 of 4 rows does "
+            "not give them. Give --test-share 0.5, or 0 to fit on all rows.",
+        ),
     ],
 )
 def test_unusable_file_is_one_line_and_code_1(content, message, tmp_path, capsys):
@@ -254,6 +258,34 @@ def test_unusable_file_is_one_line_and_code_1(content, message, tmp_path, capsys
     file.write_bytes(content)
     goal = ("--text", "body", "--label", "team", "-o", tmp_path / "new", *TINY)
     assert message in refused(capsys, "fit", file, *goal)
+
+
+def test_share_that_is_named_holds_out_enough(tmp_path, capsys):
+    file = tmp_path / "mails.csv"
+    rows = [f"mail {i},team {i % 7}" for i in range(17)]
+    file.write_text("\n".join(["body,team", *rows]))
+    goal = ("--text", "body", "--label", "team", "-o", tmp_path / "new", *TINY)
+    share = (
+        refused(capsys, "fit", file, *goal).split("Give --test-share ")[1].split(",")[0]
+    )
+    assert main(["fit", str(file), *map(str, goal), "--test-share", share]) == 0
+
+
+def test_wrong_adapter_is_said_before_too_few_rows(tmp_path, capsys):
+    file = tmp_path / "mails.csv"
+    file.write_text("body,team\na,x\nb,x\nc,y\nd,y\n")
+    goal = ("--text", "body", "--label", "team", "-o", tmp_path / "new", *TINY)
+    message = refused(capsys, "fit", file, *goal, "--adapter", "lorra")
+    assert "Did you mean 'lora'?" in message
+
+
+def test_too_many_folds_are_named_as_the_option(tmp_path, capsys):
+    file = tmp_path / "mails.csv"
+    file.write_text("body,team\na,x\nb,x\nc,y\nd,y\n")
+    goal = ("--text", "body", "--label", "team", "--adapter", "none", *TINY)
+    message = refused(capsys, "compare", file, *goal)
+    assert "--cv 5" in message
+    assert "Give fewer folds" in message
 
 
 def test_column_to_predict_is_named_once(file, tmp_path, capsys):

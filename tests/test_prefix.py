@@ -425,6 +425,17 @@ def test_loaded_model_resumes_as_the_fitted_one(plain_folder):
     assert loaded._network.resumes
 
 
+def test_drop_waits_where_its_own_thread_holds_the_lock():
+    cache = StateCache(10_000)
+    cache.put("a", [torch.zeros(4)])
+    with cache._lock:  # as where the garbage collector runs inside of `put`
+        cache.drop("a")
+    assert cache.info().n_samples == 0
+    cache.put("b", [torch.zeros(4)])
+    cache.drop("b")
+    assert cache.get("b") is None
+
+
 def test_cache_keeps_within_its_limit_and_lets_the_oldest_go():
     cache = StateCache(3 * (512 + 400))
     for key in "abc":

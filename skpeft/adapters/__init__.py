@@ -72,7 +72,8 @@ __all__ = [
 def _by_name(name: str, *more: str) -> Adapter:
     """Spec of a method with its defaults; an error names `more` besides."""
     if name not in ADAPTERS:
-        raise ValueError(one_of(name, [*more, *ADAPTERS], "adapter"))
+        hint = " For no adapter pass None, which is no str." if name == "none" else ""
+        raise ValueError(one_of(name, [*more, *ADAPTERS], "adapter") + hint)
     return ADAPTERS[name]()
 
 

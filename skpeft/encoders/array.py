@@ -128,7 +128,8 @@ class ArrayEncoder(ByReference, Encoder):
         fingerprint, places = digest(shared), addresses(shared)
         probe = _probe_rows(module, n_features)
         # By content: the owner may change more than tensors, and ids are used again.
-        key = ("given", fingerprint, probe.tobytes(), places, device, dtype)
+        structure = repr(shared)  # which the rows of the probe may not show
+        key = ("given", fingerprint, probe.tobytes(), structure, places, device, dtype)
         found = _registry.get(
             key,
             lambda: ArrayBackbone(
@@ -179,6 +180,11 @@ class RowModule(nn.Module):
 
 class ArrayBackbone(Backbone):
     """Frozen encoder of numeric rows."""
+
+    @property
+    def identity(self) -> tuple:
+        """As of all backbones, and the parts of the module and what they say of themselves."""
+        return *super().identity, repr(self.module)
 
     def prepare(self, samples: Sequence) -> list[Item]:
         """One item a row."""

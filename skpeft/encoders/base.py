@@ -2,6 +2,7 @@
 
 import copy
 import hashlib
+import math
 import warnings
 from collections.abc import Sequence
 from itertools import chain
@@ -273,12 +274,16 @@ class Seal:
 def _some_values(tensor: Tensor) -> Tensor:
     """View of at least 16 values, where there are so many, from all over a tensor.
 
-    As integers of the same bits: numpy does not know all types, and nan is not equal to nan.
+    In a matrix they come from different columns. As integers of the same bits: numpy does
+    not know all types, and nan is not equal to nan.
     """
     if tensor.is_complex():
         tensor = torch.view_as_real(tensor)
     if tensor.is_contiguous():
-        some = tensor.view(-1)[:: max(1, tensor.numel() // 16)]
+        step = max(1, tensor.numel() // 16)
+        while math.gcd(step, *tensor.shape[-1:]) > 1:
+            step -= 1
+        some = tensor.view(-1)[::step]
     else:
         n_each = 16 ** (1 / tensor.ndim)  # never a copy, which would not see changes
         some = tensor[

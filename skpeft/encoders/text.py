@@ -43,6 +43,8 @@ _PROBES = (
 
 # Texts that are cut into tokens together: their ids are lists of objects first.
 _TEXTS_AT_ONCE = 64
+# Share of texts of which the model may know half of the tokens or less without a warning.
+_FEW_LOST = 0.1
 # Before the names of what belongs to the second text of a pair.
 _SECOND = "second_"
 
@@ -496,6 +498,7 @@ class TextBackbone(Backbone):
         cut: set[int] = set()
         for name, texts in columns.items():
             rows = self._ids(texts)
+            self._warn_unknown(rows)
             windows: list[tuple[np.ndarray, ...]] = [(row,) for row in rows]
             for i, ids in self._beyond(rows, texts):
                 cut.add(i)
@@ -514,6 +517,7 @@ class TextBackbone(Backbone):
         parts = zip(*(encoded[name] for name in names), strict=True)
         items = [dict(zip(names, map(_array, row), strict=True)) for row in parts]
         rows = [item["input_ids"] for item in items]
+        self._warn_unknown(rows, pairs=True)
         n_cut = sum(1 for _ in self._beyond(rows, first, second))
         self._warn(n_cut, len(items), "pair='bi' with long_text='chunk' reads all.")
         return items
@@ -523,6 +527,25 @@ class TextBackbone(Backbone):
         if self._max_length < self._limit:
             remedy += f" The model takes a max_length of up to {self._limit}."
         warn_cut(n_cut, n_samples, self._max_length, remedy)
+
+    def _warn_unknown(self, rows: Sequence[np.ndarray], *, pairs: bool = False) -> None:
+        """Tell where the model knows too few of the tokens to tell texts apart."""
+        tokenizer = self._weights.tokenizer
+        n_unknown = [np.count_nonzero(row == tokenizer.unk_token_id) for row in rows]
+        if not any(n_unknown):
+            return
+        n_special = tokenizer.num_special_tokens_to_add(pair=pairs)
+        n_own = np.array([len(row) for row in rows]) - n_special
+        n_lost = np.count_nonzero(2 * np.array(n_unknown) >= np.maximum(n_own, 1))
+        if n_lost > _FEW_LOST * len(rows):
+            warnings.warn(
+                f"Of {n_lost} of {len(rows)} texts ({n_lost / len(rows):.0%}) the encoder "
+                "knows at most half of the tokens, as with emoji or the letters of another "
+                "language, and what it does not know reads all the same. Give an encoder "
+                "that was trained on such texts, such as a multilingual one.",
+                UserWarning,
+                stacklevel=4,
+            )
 
     def _ids(self, texts: Sequence[str]) -> list[np.ndarray]:
         """Token ids of single texts, after the prompt; never none at all."""

@@ -41,6 +41,11 @@ def test_resolve_adapter_of_unknown_name_tells_the_nearest():
         resolve_adapter("lora2")
 
 
+def test_none_in_quotes_is_told_from_none():
+    with pytest.raises(ValueError, match=r"For no adapter pass None, which is no str"):
+        resolve_adapter("none")
+
+
 @pytest.mark.parametrize("adapter", [LoRA, 4, {"rank": 4}], ids=str)
 def test_resolve_adapter_of_something_else_is_a_type_error(adapter):
     with pytest.raises(TypeError, match="must be a name, a spec of an adapter, a list"):

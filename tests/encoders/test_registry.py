@@ -348,6 +348,33 @@ def test_tensors_of_all_types_are_watched(dtype):
     assert seal.broken
 
 
+@pytest.mark.parametrize("shape", [(16, 16), (384, 1536), (384, 384), (7, 512)])
+def test_columns_of_a_matrix_are_watched(shape):
+    module = torch.nn.Module()
+    module.register_buffer("weight", torch.ones(shape))
+    seal = Seal(module)
+    module.weight.data[:, 1:] *= -1
+    assert seal.broken
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+def test_modules_that_differ_in_no_weight_are_not_confused(in_place):
+    def module(act):
+        torch.manual_seed(0)
+        return torch.nn.Sequential(torch.nn.Linear(4, 16), act, torch.nn.Linear(16, 8))
+
+    X = 10 * np.random.RandomState(0).randn(30, 4)
+    first = module(torch.nn.ReLU())
+    before = AdapterClassifier(ArrayEncoder(first), adapter=None).fit(X, X[:, 0] > 0)
+    before.transform(X)
+    second = first if in_place else module(torch.nn.ReLU6())
+    second[1] = torch.nn.ReLU6()
+    clf = AdapterClassifier(ArrayEncoder(second), adapter=None).fit(X, X[:, 0] > 0)
+    with torch.no_grad():
+        expected = second(torch.from_numpy(X).float()).numpy()
+    np.testing.assert_allclose(clf.transform(X), expected, rtol=1e-5, atol=1e-5)
+
+
 # Pickles ------------------------------------------------------------------------------
 
 N_BYTES = 4 * 27_000  # of the tiny encoder's weights, roughly

@@ -3,6 +3,7 @@
 import copy
 import os
 import pickle
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -100,6 +101,30 @@ def test_max_length_beyond_the_model_is_refused(plain_folder, family):
     beyond = TextEncoder(folder, max_length=models.MAX_LENGTH + 1)
     with pytest.raises(ValueError, match=r"max_length=33 .* at most 32 tokens"):
         AdapterClassifier(beyond).fit(long, [0, 1])
+
+
+@pytest.mark.parametrize("pair", [None, "bi", "cross"])
+def test_texts_that_the_model_cannot_tell_apart_are_counted(plain_folder, pair):
+    encoder = TextEncoder(str(plain_folder("bert")), pair=pair or "bi")
+    columns = 1 if pair is None else 2
+    backbone = encoder.load(n_features=columns, device=CPU, dtype=torch.float32)
+
+    def warned(texts):
+        with warnings.catch_warnings(record=True) as seen:
+            warnings.simplefilter("always")
+            backbone.prepare(
+                texts if pair is None else [(text, text) for text in texts]
+            )
+        return [str(one.message) for one in seen]
+
+    known = ["good film"] * 9
+    assert warned([*known, "\U0001f44d"]) == []  # one in ten
+    assert warned(["", *known]) == []
+    messages = warned(["\U0001f44d \U0001f44e", *known[:5], "good \U0001f44d"])
+    assert len(messages) == (2 if pair == "bi" else 1)
+    assert messages[0].startswith(
+        "Of 2 of 7 texts (29%) the encoder knows at most half"
+    )
 
 
 def test_max_length_may_go_beyond_the_models_own_cut(plain_folder, tmp_path):
