@@ -98,13 +98,14 @@ def make_plan(
     wide = is_wide(estimator, objective, data.y[: len(data.y) - data.n_hints], goes_on)
     # The frozen network of the last fit is the one from which it was drawn back.
     seed = estimator._network.seed if goes_on else seed
-    try:
-        network = _network(estimator, encoder, seed, wide)
-    except ValueError:
-        if not wide or goes_on:
-            raise
-        # Not all of its linear layers are as HiRA needs them, or the error comes again.
-        wide, network = False, _network(estimator, encoder, seed, False)
+    network = _network(estimator, encoder, seed, wide=False)
+    if wide:  # what was wrong has been said, whatever the number of rows
+        try:
+            network = _network(estimator, encoder, seed, wide=True)
+        except ValueError:  # not all of its linear layers are as HiRA needs them
+            if goes_on:
+                raise
+            wide = False
     adapter = network.adapter
     max_epochs = estimator.max_epochs or (_WIDE_EPOCHS if wide else None)
     start = network.state()
@@ -178,7 +179,9 @@ def _suffices(y: np.ndarray) -> bool:
     return bool(enough and len(y) < _WIDE_ROWS)
 
 
-def _network(estimator: Any, encoder: Encoder, seed: int, wide: bool) -> AdapterNetwork:
+def _network(
+    estimator: Any, encoder: Encoder, seed: int, *, wide: bool
+) -> AdapterNetwork:
     """Encoder with the adapter that the parameters ask for."""
     everywhere = wide and isinstance(estimator.layers, str)  # "auto"
     return AdapterNetwork(

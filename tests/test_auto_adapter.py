@@ -326,6 +326,15 @@ class Rows(torch.nn.Module):
         return self.third(torch.tanh(self.second(torch.tanh(self.first(x)))))
 
 
+@pytest.mark.parametrize("n", [100, 165])
+def test_encoder_without_the_roles_of_lora_is_refused_for_any_number_of_rows(n):
+    table = {"blocks": "", "ffn_in": "first", "ffn_out": "second"}
+    encoder = skpeft.encoders.ArrayEncoder(Rows(), role_table=table)
+    X = np.random.RandomState(0).randn(n, 4)
+    with pytest.raises(ValueError, match="'query' is not a known role"):
+        AdapterClassifier(encoder).fit(X, labels(n))
+
+
 @pytest.mark.parametrize(
     "role", [{"ffn_in": "third"}, {"ffn_in": "first"}, {"ffn_in": "nothing"}], ids=str
 )
