@@ -316,10 +316,8 @@ class SharedPass:
         adapted = [n for n in self.networks if n.adapter is not None]
         lowest = min((n.live.lowest for n in adapted), default=0)
         modules = [n.live.module for n in self.networks]
-        ways = [
-            (modules, False, lowest),
-            (modules, False, 0),
-        ]  # the last shares nothing
+        # The last shares nothing.
+        ways = [(modules, False, lowest), (modules, False, 0)]
         if len(adapted) > 1 and (stacked := self._stack()) is not None:
             ways.insert(0, ([stacked], True, lowest))
         for modules, self.stacked, lowest in ways:

@@ -254,7 +254,7 @@ class Seal:
         self._tensors = list(chain(module.parameters(), module.buffers()))
         self._some = [_some_values(tensor.detach()) for tensor in self._tensors]
         on_cpu = all(tensor.device.type == "cpu" for tensor in self._tensors)
-        # Each prediction looks: as arrays that takes a fifth of the time.
+        # Each prediction looks: as arrays that takes half of the time.
         self._arrays = [some.numpy() for some in self._some] if on_cpu else None
         self._state = self._look()
 
