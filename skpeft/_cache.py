@@ -2,11 +2,13 @@
 
 import threading
 from collections import OrderedDict, deque
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 _ENTRY_BYTES = 512  # of keys and objects around the tensors of an entry, roughly
+#: First part of the keys of entries that are merged weights of a network, and no sample's.
+WEIGHTS = "weights"
 
 
 class CacheInfo(NamedTuple):
@@ -15,10 +17,10 @@ class CacheInfo(NamedTuple):
     Parameters
     ----------
     n_samples : int
-        Samples whose hidden states are kept; one of two encoders counts twice. A network
-        whose layers compute weights, as HiRA's do, counts as one more.
+        Samples whose hidden states are kept; one of two encoders counts twice.
     n_bytes : int
-        Memory that they take, in bytes.
+        Memory that they take, in bytes, and with them the merged weights of adapted layers
+        that networks predict with.
     limit : int
         Bytes that they may take.
     hits, misses : int
@@ -39,28 +41,28 @@ class StateCache:
     def __init__(self, limit: int) -> None:
         self._limits = [[limit]]
         self._lock = threading.Lock()
-        self._dropped: deque[Hashable] = deque()
+        self._dropped: deque[Sequence[Hashable]] = deque()
         self.clear()
 
     def clear(self) -> None:
         """Forget all."""
         with self._lock:
-            self._entries: OrderedDict[Hashable, list[Any]] = OrderedDict()
+            self._entries: OrderedDict[Sequence[Hashable], list[Any]] = OrderedDict()
             self._n_bytes = self._hits = self._misses = 0
 
-    def get(self, key: Hashable) -> list[Any] | None:
+    def get(self, key: Sequence[Hashable]) -> list[Any] | None:
         """What was kept under a key, or None."""
         with self._lock:
             self._sweep()
             found = self._entries.get(key)
-            if found is None:
-                self._misses += 1
-                return None
-            self._hits += 1
-            self._entries.move_to_end(key)
+            if key[0] != WEIGHTS:
+                self._hits += found is not None
+                self._misses += found is None
+            if found is not None:
+                self._entries.move_to_end(key)
             return found
 
-    def put(self, key: Hashable, tensors: list[Any]) -> None:
+    def put(self, key: Sequence[Hashable], tensors: list[Any]) -> None:
         """Keep tensors that nobody changes, in place of any that the key had."""
         with self._lock:
             self._sweep()
@@ -70,7 +72,7 @@ class StateCache:
                 self._n_bytes += _size(tensors)
                 self._shrink()
 
-    def drop(self, key: Hashable) -> None:
+    def drop(self, key: Sequence[Hashable]) -> None:
         """Forget what nobody can ask for any more.
 
         The garbage collector may call this anywhere, also where this thread holds the lock:
@@ -106,14 +108,15 @@ class StateCache:
         """Present state."""
         with self._lock:
             self._sweep()
-            counts = len(self._entries), self._n_bytes, self.limit
+            n_samples = sum(key[0] != WEIGHTS for key in self._entries)
+            counts = n_samples, self._n_bytes, self.limit
             return CacheInfo(*counts, self._hits, self._misses)
 
     def _sweep(self) -> None:
         while self._dropped:
             self._forget(self._dropped.popleft())
 
-    def _forget(self, key: Hashable) -> None:
+    def _forget(self, key: Sequence[Hashable]) -> None:
         if key in self._entries:
             self._n_bytes -= _size(self._entries.pop(key))
 

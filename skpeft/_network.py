@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 import skpeft
 from skpeft import _prefix
-from skpeft._cache import STATES
+from skpeft._cache import STATES, WEIGHTS
 from skpeft._data import length_batches
 from skpeft._device import resolve_device, resolve_precision, warn_slow
 from skpeft._sites import (
@@ -30,7 +30,7 @@ from skpeft._sites import (
     roles_at,
 )
 from skpeft.adapters import _peft
-from skpeft.adapters.base import Adapter, GeneratorDropout, ReweightedLayer
+from skpeft.adapters.base import Adapter, GeneratorDropout, ReweightedLayer, lent
 from skpeft.encoders.base import Backbone, Encoder, Item, same_features
 
 #: Layout of pickled networks; raised when an older version could not read a new one.
@@ -271,17 +271,12 @@ class AdapterNetwork:
     @contextmanager
     def ready(self) -> Iterator[None]:
         """Inside, weights that layers compute from what is trained are computed once."""
-        parts, weights = self.live.reweighted, []
-        if parts:
-            with torch.autocast(self.live.device.type, enabled=False):
-                weights = self._weights(parts)
-        for part, weight in zip(parts, weights, strict=True):
-            vars(part)["ready"] = weight  # beside the module tree, even a parameter
-        try:
+        training = torch.is_grad_enabled()
+        parts = [p for p in self.live.reweighted if p.takes_weight(training)]
+        with torch.autocast(self.live.device.type, enabled=False):
+            weights = self._weights(parts) if parts else []
+        with lent(dict(zip(parts, weights, strict=True))):
             yield
-        finally:
-            for part in parts:
-                part.ready = None
 
     def _weights(self, parts: list[ReweightedLayer]) -> list[Tensor]:
         """Weights that layers compute; without gradients they are kept like hidden states."""
@@ -289,11 +284,12 @@ class AdapterNetwork:
             return [part.product() for part in parts]
         place = _weights_of(self.live.module)
         trained = [t for part in parts for t in part.own_tensors()]
+        dtype = self.live.autocast or self._weight_dtype
         kept = STATES.get(place)
         # By content: a fused optimizer leaves the versions of tensors as they were.
         if kept is None or not all(map(torch.equal, kept, trained)):
             kept = [tensor.detach().clone() for tensor in trained]
-            kept += [part.product() for part in parts]
+            kept += [part.product().to(dtype) for part in parts]
             STATES.put(place, kept)
         return kept[len(trained) :]
 
@@ -576,7 +572,7 @@ class AdapterNetwork:
 
 def _weights_of(module: nn.Module) -> tuple[str, int]:
     """Where weights that the layers of a module have computed are kept."""
-    return "weights", id(module)
+    return WEIGHTS, id(module)
 
 
 def _finite(features: np.ndarray) -> np.ndarray:

@@ -410,8 +410,9 @@ class SharedPass:
         of_row = np.split(np.arange(ends[-1]), ends[:-1])
         counts = [len(of_row[row]) for row in pairs[:, 0]]
         with torch.no_grad(), ExitStack() as stack:
-            for network in self.networks:
-                stack.enter_context(network.ready())
+            if not self.stacked:
+                for network in self.networks:
+                    stack.enter_context(network.ready())
             found = self._pairs(
                 self.first.windows(items),
                 np.concatenate([of_row[row] for row in pairs[:, 0]]),

@@ -11,7 +11,7 @@ import torch
 import skpeft
 from skpeft import AdapterClassifier, AdapterRegressor
 from skpeft._cache import STATES
-from skpeft.adapters import Adapter, HiRA, LoRA, ReweightedLayer
+from skpeft.adapters import Adapter, BitFit, HiRA, LoRA, ReweightedLayer
 from skpeft.adapters.hira import HiRALinear
 
 WORDS = ["good", "bad", "odd", "fine", "poor", "strange", "nice", "awful", "unusual"]
@@ -368,10 +368,13 @@ def test_kept_weights_go_with_their_network(hira):
     hira.transform(texts(9))
     other = copy.deepcopy(hira)
     other.transform(texts(9))
-    n_entries = skpeft.cache_info().n_samples
+    n_bytes = skpeft.cache_info().n_bytes
     del other
     gc.collect()
-    assert skpeft.cache_info().n_samples == n_entries - 1
+    weights = [part.base.weight for part in hira._network.live.reweighted]
+    assert weights
+    n_freed = n_bytes - skpeft.cache_info().n_bytes
+    assert n_freed > sum(weight.nbytes for weight in weights)
     assert skpeft.cache_info().n_bytes <= skpeft.cache_info().limit
 
 
@@ -419,3 +422,59 @@ def test_bank_computes_each_weight_once(monkeypatch):
     assert len(calls) == 2 * len(models["0"]._network.live.reweighted)
     for name, clf in models.items():
         np.testing.assert_allclose(found[name], clf.transform(X), rtol=1e-5, atol=1e-6)
+
+
+LORAS = [LoRA(4), LoRA(4, use_dora=True), LoRA(1, roles=None, rank_stabilized=True)]
+
+
+def unmerged(network, X):
+    """Features by the layers that training uses."""
+    with network.dropout(None), network.own_context():  # which keeps gradients
+        return network.forward(network.prepare(X)).detach().numpy()
+
+
+@pytest.mark.parametrize("adapter", LORAS, ids=str)
+@pytest.mark.parametrize("precision", ["float32", "float64", "bfloat16"])
+@pytest.mark.filterwarnings("ignore:precision='bfloat16'")
+def test_predictions_merge_low_rank_updates(adapter, precision):
+    clf = fitted(adapter=adapter, layers=None, max_epochs=2, precision=precision)
+    parts = clf._network.live.reweighted
+    assert parts and all(part.takes_weight(training=False) for part in parts)
+    assert not any(part.takes_weight(training=True) for part in parts)
+    X = texts(20)
+    expected = unmerged(clf._network, X)
+    gap = np.abs(clf.transform(X) - expected).max() / np.abs(expected).max()
+    assert gap <= {"float32": 1e-5, "float64": 1e-13, "bfloat16": 0.03}[precision]
+    frozen = AdapterClassifier("tiny", adapter=None).fit(X, labels(20)).transform(X)
+    assert np.abs(expected - frozen).max() > 1e-2
+
+
+def test_merged_weights_follow_further_training():
+    clf = fitted(adapter=LoRA(4), max_epochs=2, warm_start=True)
+    before = clf.transform(texts(9))
+    clf.fit(texts(20), labels(20))
+    after = clf.transform(texts(9))
+    assert np.abs(after - before).max() > 1e-3
+    np.testing.assert_allclose(after, unmerged(clf._network, texts(9)), atol=1e-5)
+
+
+def test_update_around_another_adapter_is_not_merged():
+    clf = fitted(adapter=[BitFit(), LoRA(4)], layers=None, max_epochs=2)
+    parts = clf._network.live.reweighted
+    assert parts and not any(part.takes_weight(training=False) for part in parts)
+    np.testing.assert_array_equal(
+        clf.transform(texts(9)), unmerged(clf._network, texts(9))
+    )
+
+
+def test_threads_have_merged_weights_of_their_own():
+    """What one thread lends to layers, another one that trains does not see."""
+    network = fitted(adapter=LoRA(4), max_epochs=2)._network
+    part, seen = network.live.reweighted[0], []
+    with torch.no_grad(), network.ready():
+        thread = threading.Thread(target=lambda: seen.append(part.ready))
+        thread.start()
+        thread.join()
+        assert part.ready is not None
+    assert seen == [None]
+    assert part.ready is None

@@ -3,7 +3,8 @@
 import copy
 import os
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -332,6 +333,27 @@ class AdaptedLayer(nn.Module):
         return None
 
 
+class Lent(threading.local):
+    """Weights that layers apply for the time being, for each thread."""
+
+    def __init__(self) -> None:
+        self.weights: dict[nn.Module, Tensor] = {}
+
+
+_LENT = Lent()
+
+
+@contextmanager
+def lent(weights: Mapping["ReweightedLayer", Tensor]) -> Iterator[None]:
+    """Inside, in this thread, layers apply these weights and compute none of their own."""
+    former = _LENT.weights
+    _LENT.weights = {**former, **weights}
+    try:
+        yield
+    finally:
+        _LENT.weights = former
+
+
 class ReweightedLayer(AdaptedLayer):
     """Base of adapted linear layers that compute a weight of their own from the frozen one.
 
@@ -356,14 +378,18 @@ class ReweightedLayer(AdaptedLayer):
     True
     """
 
-    def __init__(self, base: nn.Module) -> None:
-        super().__init__(base)
-        #: The product for the time being, where somebody has computed it already.
-        self.ready: Tensor | None = None
+    @property
+    def ready(self) -> Tensor | None:
+        """The product, where somebody has computed it already for the time being."""
+        return _LENT.weights.get(self)
 
     def product(self) -> Tensor:
         """The weight that is applied, of shape (out, in)."""
         raise NotImplementedError
+
+    def takes_weight(self, training: bool) -> bool:
+        """Whether the product is what the layer applies, in training or else."""
+        return True
 
     def own_tensors(self) -> list[Tensor]:
         """What the weight is computed from, besides the frozen one."""
@@ -372,7 +398,7 @@ class ReweightedLayer(AdaptedLayer):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (..., in) to (..., out)."""
-        weight = self.ready  # read once: another thread may clear it
+        weight = self.ready
         if weight is None:
             weight = self.product()
         return nn.functional.linear(x, weight, self.base.bias)
@@ -383,9 +409,6 @@ class ReweightedLayer(AdaptedLayer):
         if linear is not None:
             linear.weight.data = self.product().detach()
         return linear
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "ready": None}
 
 
 class BesideBlock(AdaptedLayer):

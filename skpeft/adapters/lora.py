@@ -12,6 +12,7 @@ from skpeft.adapters.base import (
     ROLES,
     AdaptedLayer,
     GeneratorDropout,
+    ReweightedLayer,
     SharedWithPeft,
     folded,
     widths,
@@ -139,8 +140,8 @@ class LoRA(SharedWithPeft):
         )
 
 
-class LoRALinear(AdaptedLayer):
-    """A frozen linear layer and its low-rank update."""
+class LoRALinear(ReweightedLayer):
+    """A frozen linear layer and its low-rank update, which training keeps apart."""
 
     def __init__(
         self,
@@ -168,7 +169,18 @@ class LoRALinear(AdaptedLayer):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (..., in) to (..., out)."""
+        if self.ready is not None:
+            return super().forward(x)
         return self.base(x) + self.update(x)
+
+    def product(self) -> Tensor:
+        """The updated weight."""
+        weight: Tensor = self.base.weight
+        return torch.addmm(weight, self.lora_B, self.lora_A, alpha=self.scaling)
+
+    def takes_weight(self, training: bool) -> bool:
+        """Where nothing is trained, around a plain linear layer."""
+        return not training and type(self.base).forward is nn.Linear.forward
 
     def merged(self) -> nn.Module | None:
         """Linear layer of the updated weight."""
@@ -190,16 +202,20 @@ class DoRALinear(LoRALinear):
 
     def factor(self) -> Tensor:
         """What each row of the updated weight is multiplied with, of shape (out,)."""
-        weight = self.base.weight
         with torch.no_grad():
-            updated = weight + self.scaling * self.lora_B @ self.lora_A
-            ratio = weight.norm(dim=1) / updated.norm(dim=1)
+            ratio = self.base.weight.norm(dim=1) / super().product().norm(dim=1)
         # A row of zeros has no length to keep: it stays as the update makes it.
         ratio = torch.where(ratio.isfinite() & (ratio > 0), ratio, 1.0)
         return ratio * (1.0 + self.magnitude)
 
+    def product(self) -> Tensor:
+        """The updated weight, each row brought to its length."""
+        return self.factor()[:, None] * super().product()
+
     def forward(self, x: Tensor) -> Tensor:
         """Map (..., in) to (..., out)."""
+        if self.ready is not None:
+            return super().forward(x)
         plain = nn.functional.linear(x, self.base.weight)
         output = self.factor() * (plain + self.update(x))
         if self.base.bias is not None:
@@ -208,6 +224,4 @@ class DoRALinear(LoRALinear):
 
     def merged(self) -> nn.Module | None:
         """Linear layer of the updated weight."""
-        linear: Any = super().merged()  # there is one: what is inside is a plain layer
-        linear.weight.data *= self.factor().detach()[:, None]
-        return linear
+        return ReweightedLayer.merged(self)  # what is inside is a plain layer
