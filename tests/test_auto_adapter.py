@@ -439,7 +439,8 @@ def unmerged(network, X):
 def test_predictions_merge_low_rank_updates(adapter, precision):
     clf = fitted(adapter=adapter, layers=None, max_epochs=2, precision=precision)
     parts = clf._network.live.reweighted
-    assert parts and all(part.takes_weight(training=False) for part in parts)
+    assert parts
+    assert all(part.takes_weight(training=False) for part in parts)
     assert not any(part.takes_weight(training=True) for part in parts)
     X = texts(20)
     expected = unmerged(clf._network, X)
@@ -461,7 +462,8 @@ def test_merged_weights_follow_further_training():
 def test_update_around_another_adapter_is_not_merged():
     clf = fitted(adapter=[BitFit(), LoRA(4)], layers=None, max_epochs=2)
     parts = clf._network.live.reweighted
-    assert parts and not any(part.takes_weight(training=False) for part in parts)
+    assert parts
+    assert not any(part.takes_weight(training=False) for part in parts)
     np.testing.assert_array_equal(
         clf.transform(texts(9)), unmerged(clf._network, texts(9))
     )
