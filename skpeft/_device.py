@@ -34,6 +34,27 @@ def resolve_precision(
     return torch.float32, None
 
 
+def moved(
+    tensor: torch.Tensor, device: torch.device, dtype: torch.dtype | None = None
+) -> torch.Tensor:
+    """A tensor of the processor on a device, for which nobody waits.
+
+    Parameters
+    ----------
+    tensor : Tensor
+        On the CPU.
+    device : torch.device
+        Where it goes.
+    dtype : torch.dtype or None, default=None
+        Its type there, where it holds floating-point numbers; None: its own.
+    """
+    if not tensor.is_floating_point():
+        dtype = None
+    if device.type != "cuda":
+        return tensor.to(device, dtype)
+    return tensor.to(dtype).pin_memory().to(device, non_blocking=True)
+
+
 def warn_slow(device: torch.device, products: torch.dtype | None) -> None:
     """Tell where matrix products in bfloat16 are asked of a processor that has none."""
     ask = getattr(torch.cpu, "get_capabilities", dict)  # older versions cannot tell

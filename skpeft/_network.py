@@ -18,7 +18,7 @@ import skpeft
 from skpeft import _prefix
 from skpeft._cache import STATES, WEIGHTS
 from skpeft._data import length_batches
-from skpeft._device import resolve_device, resolve_precision, warn_slow
+from skpeft._device import moved, resolve_device, resolve_precision, warn_slow
 from skpeft._sites import (
     Layers,
     attach,
@@ -471,7 +471,8 @@ class AdapterNetwork:
         with nullcontext() if lean else self.ready():
             features = torch.cat([run([items[i] for i in rows]) for rows in groups])
         order = torch.from_numpy(np.argsort(np.concatenate(groups)))
-        return features[order].to(self._weight_dtype)
+        features = features.index_select(0, moved(order, self.live.device))
+        return features.to(self._weight_dtype)
 
     def groups(self, lengths: Sequence[int]) -> Iterator[np.ndarray]:
         """Numbers of the rows that go through together, by their lengths."""
@@ -489,7 +490,7 @@ class AdapterNetwork:
         """One batch where the weights are, in their type."""
         device, dtype = self.live.device, self._weight_dtype
         return {
-            name: tensor.to(device, dtype if tensor.is_floating_point() else None)
+            name: moved(tensor, device, dtype)
             for name, tensor in self.live.backbone.collate(items).items()
         }
 

@@ -294,10 +294,11 @@ def _real_tokens(hidden: Tensor, mask: Tensor) -> list[Tensor]:
 
 
 def _padded(rows: Sequence[Tensor], mask: Tensor) -> Tensor:
-    real = torch.cat(list(rows))
-    hidden = real.new_zeros(*mask.shape, real.shape[1])
-    hidden[mask] = real
-    return hidden
+    """Hidden states (batch, seq, dim), zero at padding; nobody waits for a GPU here."""
+    states = torch.cat([*rows, torch.zeros_like(rows[0][:1])])
+    real = mask.flatten()
+    number = (real.cumsum(0) - 1).masked_fill_(~real, len(states) - 1)
+    return states.index_select(0, number).view(*mask.shape, -1)
 
 
 def _with_blocks(

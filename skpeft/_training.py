@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from skpeft._data import balanced_batches, shuffled_batches
+from skpeft._device import moved
 from skpeft._network import AdapterNetwork, NotFiniteError
 from skpeft.encoders.base import Item
 from skpeft.heads import closed_form
@@ -237,7 +238,8 @@ def epochs(
             losses.append(loss.detach())
         mean = float(torch.stack(losses).mean())
         limit = limit or _EXPLODED * max(float(losses[0]), 1.0)
-        if not (mean < limit and all(p.isfinite().all() for p in parameters)):
+        finite = torch.stack([p.isfinite().all() for p in parameters]).all()
+        if not (mean < limit and finite):
             raise NotFiniteError(
                 f"The training loss became {mean:.3g}, or weights beyond all numbers. "
                 f"learning_rate={settings.learning_rate} or weight_decay="
@@ -287,10 +289,10 @@ def mean_objective(
 ) -> Tensor:
     """Weighted mean of the objective over rows."""
     outputs = features if linear is None else linear(features)
-    targets = torch.as_tensor(batch.targets).to(features.device)
-    weights = torch.as_tensor(batch.weights).to(features)
-    if targets.is_floating_point():
-        targets = targets.to(features.dtype)
+    targets, weights = (
+        moved(torch.as_tensor(values), features.device, features.dtype)
+        for values in (batch.targets, batch.weights)
+    )
     total = weights.sum().clamp(min=torch.finfo(weights.dtype).tiny)
     return (objective.value(outputs, targets) * weights).sum() / total
 

@@ -127,9 +127,9 @@ class Contrastive(Objective):
         unit = nn.functional.normalize(outputs, dim=1)
         itself = torch.eye(len(unit), dtype=torch.bool, device=unit.device)
         lowest = torch.finfo(unit.dtype).min  # finite, for a batch of a single row
-        temperature = self.temperature
+        temperature: float | Tensor | None = self.temperature
         if temperature is None:
-            temperature = 0.2 * min(1.0, (6 / self._n_classes(targets)) ** 0.5)
+            temperature = 0.2 * (6 / self._n_classes(targets)).sqrt().clamp(max=1.0)
         similarity = (unit @ unit.T / temperature).masked_fill(itself, lowest)
         log_share = similarity - similarity.logsumexp(dim=1, keepdim=True)
         overlap = self._overlap(targets).to(unit.dtype).masked_fill(itself, 0.0)
@@ -140,9 +140,10 @@ class Contrastive(Objective):
         """How much each row is to be drawn to each other, of shape (batch, batch)."""
         return targets[:, None] == targets[None, :]
 
-    def _n_classes(self, targets: Tensor) -> int:
-        """Number of classes in a batch."""
-        return len(targets.unique())
+    def _n_classes(self, targets: Tensor) -> Tensor:
+        """Number of classes in a batch, a tensor so that nobody waits for a GPU."""
+        ordered = targets.sort().values
+        return 1 + (ordered[1:] != ordered[:-1]).sum()
 
 
 class LabelContrastive(Contrastive):
@@ -176,8 +177,8 @@ class LabelContrastive(Contrastive):
         either = n_labels[:, None] + n_labels[None, :] - both
         return both / either.clamp(min=1)
 
-    def _n_classes(self, targets: Tensor) -> int:
-        return max(1, int(targets.any(dim=0).sum()))
+    def _n_classes(self, targets: Tensor) -> Tensor:
+        return targets.any(dim=0).sum().clamp(min=1)
 
 
 class CrossEntropy(Objective):

@@ -337,7 +337,7 @@ class Lent(threading.local):
     """Weights that layers apply for the time being, for each thread."""
 
     def __init__(self) -> None:
-        self.weights: dict[nn.Module, Tensor] = {}
+        self.weights: dict[ReweightedLayer, Tensor] = {}
 
 
 _LENT = Lent()
