@@ -50,7 +50,7 @@ def moved(
     """
     if not tensor.is_floating_point():
         dtype = None
-    if device.type != "cuda":
+    if device.type != "cuda" or tensor.is_cuda:
         return tensor.to(device, dtype)
     return tensor.to(dtype).pin_memory().to(device, non_blocking=True)
 

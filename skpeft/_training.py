@@ -290,7 +290,7 @@ def mean_objective(
     """Weighted mean of the objective over rows."""
     outputs = features if linear is None else linear(features)
     targets, weights = (
-        moved(torch.as_tensor(values), features.device, features.dtype)
+        moved(torch.from_numpy(values), features.device, features.dtype)
         for values in (batch.targets, batch.weights)
     )
     total = weights.sum().clamp(min=torch.finfo(weights.dtype).tiny)
@@ -327,9 +327,9 @@ def validate(
         features = torch.from_numpy(network.features(rows.items))
         unit, weights = (
             nn.functional.normalize(features),
-            torch.as_tensor(rows.weights).to(features),
+            torch.from_numpy(rows.weights).to(features),
         )
-        targets = torch.as_tensor(rows.targets)
+        targets = torch.from_numpy(rows.targets)
         several = targets.ndim == 2
         members = (
             targets.to(unit) if several else nn.functional.one_hot(targets).to(unit)

@@ -1,8 +1,23 @@
-"""Tiny models that several test modules share."""
+"""Where tests run, and tiny models that several test modules share."""
 
 import functools
+import os
 
 import pytest
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--cuda",
+        action="store_true",
+        help="let tests see the GPU, for tests/test_cuda.py",
+    )
+
+
+def pytest_configure(config):
+    """Hide GPUs, from processes that tests start too: a CPU's results are expected."""
+    if not config.getoption("--cuda"):
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
 @pytest.fixture(scope="session")

@@ -7,6 +7,7 @@ that timing `fit` leaves loading out, as it does for skpeft.
 import tempfile
 
 import numpy as np
+import torch
 
 from skpeft.encoders import TextEncoder
 from skpeft.encoders._hub import locate
@@ -128,7 +129,8 @@ class PeftTrainer(Peer):
                 save_strategy="no",
                 logging_strategy="no",
                 disable_tqdm=True,
-                use_cpu=True,
+                bf16=torch.cuda.is_available(),  # as skpeft does on a GPU
+                use_cpu=not torch.cuda.is_available(),
             ),
             train_dataset=rows,
             data_collator=transformers.DataCollatorWithPadding(self.tokenizer),
@@ -157,7 +159,6 @@ class PeftSkorch(PeftTrainer):
 
     def fit(self, X, y):
         import skorch
-        import torch
         from torch import nn
 
         class Logits(nn.Module):
@@ -192,6 +193,7 @@ class PeftSkorch(PeftTrainer):
             iterator_train__shuffle=True,
             iterator_train__collate_fn=collate,
             train_split=None,
+            device="cuda" if torch.cuda.is_available() else "cpu",
             verbose=0,
         )
         net.fit(Pairs(zip(rows, labels, strict=True)), None)
