@@ -339,18 +339,31 @@ class AdapterNetwork:
 
     def _halve(self, items: Sequence[Item]) -> _prefix.Halves | None:
         """Split the module, and try the halves on some of the items."""
+        if self.adapter is None:
+            return None
+        with self.own_context(), torch.no_grad():
+            return self.halves_at(self.live.lowest, self.live.module, self.some(items))
+
+    def some(self, windows: Sequence[Item]) -> list[Item]:
+        """A few windows of all lengths, on which something can be tried."""
+        order = np.argsort(np.negative(self.lengths(windows)), kind="stable")
+        return [windows[i] for i in dict.fromkeys([*order[:2], *order[-2:]])]
+
+    def halves_at(
+        self, lowest: int, module: nn.Module, some: Sequence[Item]
+    ) -> _prefix.Halves | None:
+        """Halves of a module around this encoder, split below a block; None: impossible.
+
+        They are tried on some items together, and on the last by itself.
+        """
         live = self.live
-        if self.adapter is None or live.backbone.role_table is None:
+        if live.backbone.role_table is None:
             return None
         path = join_paths(live.backbone.root, live.backbone.role_table["blocks"])
-        lengths = self.lengths(items)
-        # Items of all lengths, and the last of them by itself, as other batches will be.
-        order = np.argsort(np.negative(lengths), kind="stable")
-        some = [items[i] for i in dict.fromkeys([*order[:2], *order[-2:]])]
         batches = self._collate(some), self._collate(some[-1:])
         rounding = 1e-4 if live.autocast is None else 3e-2
-        with self.own_context(), torch.no_grad(), autocast_to(live):
-            return _prefix.halve(live.module, path, live.lowest, *batches, rounding)
+        with autocast_to(live):
+            return _prefix.halve(module, path, lowest, *batches, rounding)
 
     def start_features(self, items: Sequence[Item]) -> np.ndarray:
         """Features of shape (n_items, dim) before training, without gradients.

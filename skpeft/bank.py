@@ -298,10 +298,7 @@ class SharedPass:
         self.owner = {name: place[id(n)] for name, n in zip(networks, own, strict=True)}
         self.first = self.networks[0]
         self.route = Route()
-        windows = self.first.windows(items)
-        lengths = self.first.lengths(windows)
-        order = np.argsort(lengths, kind="stable")
-        self._build([windows[i] for i in dict.fromkeys([*order[-2:], *order[:2]])])
+        self._build(self.first.some(self.first.windows(items)))
 
     def is_stale(self, networks: dict[str, AdapterNetwork]) -> bool:
         """Whether a task was fitted again since."""
@@ -329,19 +326,10 @@ class SharedPass:
         self, modules: Sequence[nn.Module], lowest: int, some: Sequence[Item]
     ) -> None:
         """Split modules at a block, all or none."""
-        live = self.first.live
         halves: list[_prefix.Halves | None] = [None] * len(modules)
         if lowest:
-            table: Any = live.backbone.role_table
-            path = ".".join(p for p in (live.backbone.root, table["blocks"]) if p)
-            batches = self.first._collate(some), self.first._collate(some[-1:])
-            tolerance = 1e-4 if live.autocast is None else 3e-2
             self.route.rows = None
-            with autocast_to(live):
-                halves = [
-                    _prefix.halve(module, path, lowest, *batches, tolerance)
-                    for module in modules
-                ]
+            halves = [self.first.halves_at(lowest, m, some) for m in modules]
         # All resume from the same states, or none does.
         if len({half and half.place for half in halves}) > 1:
             halves = [None] * len(modules)
