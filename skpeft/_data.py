@@ -335,7 +335,8 @@ def length_batches(lengths: Sequence[int], n_tokens: int) -> Iterator[np.ndarray
     lengths : sequence of int
         Tokens of each row.
     n_tokens : int
-        Tokens of a batch at most, padding included; one row always fits.
+        Tokens of a batch at most, padding included; one row always fits. A rest of less
+        than half a batch goes with the last one.
 
     Yields
     ------
@@ -346,7 +347,9 @@ def length_batches(lengths: Sequence[int], n_tokens: int) -> Iterator[np.ndarray
     start = 0
     while start < len(order):
         longest = max(lengths[order[start]], 1)
-        size = max(1, n_tokens // longest)
+        size, n_left = max(1, n_tokens // longest), len(order) - start
+        if n_left < 1.5 * size:  # a pass of its own costs more than a few rows
+            size = n_left
         yield order[start : start + size]
         start += size
 

@@ -188,7 +188,8 @@ def test_length_batches_are_a_partition_of_limited_size(lengths, n_tokens):
     assert sorted(i for batch in batches for i in batch) == list(range(len(lengths)))
     for batch in batches:
         padded = len(batch) * max(lengths[i] for i in batch)
-        assert len(batch) == 1 or padded <= n_tokens
+        most = 1.5 * n_tokens if batch is batches[-1] else n_tokens
+        assert len(batch) == 1 or padded <= most
 
 
 @given(lengths_of_rows, st.integers(1, 4000))
@@ -202,6 +203,12 @@ def test_length_batches_but_the_last_are_filled_as_far_as_they_may(lengths, n_to
     for batch, after in pairwise(length_batches(lengths, n_tokens)):
         assert (len(batch) + 1) * max(lengths[batch[0]], 1) > n_tokens
         assert len(after)
+
+
+@given(st.integers(1, 40), st.integers(1, 400), st.integers(1, 4000))
+def test_no_length_batch_is_less_than_half_of_one_before(length, n_rows, n_tokens):
+    sizes = [len(batch) for batch in length_batches([length] * n_rows, n_tokens)]
+    assert 2 * min(sizes) >= max(sizes[:-1], default=0)
 
 
 # shuffled_batches ---------------------------------------------------------------------
