@@ -62,6 +62,11 @@ class StateCache:
                 self._entries.move_to_end(key)
             return found
 
+    def __contains__(self, key: Sequence[Hashable]) -> bool:
+        """Whether something is kept under a key, which does not count as asking for it."""
+        with self._lock:
+            return key in self._entries
+
     def put(self, key: Sequence[Hashable], tensors: list[Any]) -> None:
         """Keep tensors that nobody changes, in place of any that the key had."""
         with self._lock:

@@ -477,9 +477,9 @@ class AdapterNetwork:
         """
         lengths = self.lengths(items)
         groups = list(self.groups(lengths))
-        # A short text by itself goes through all blocks faster than it makes and uses states.
-        resumes = self._halves_for(items) and sum(lengths) >= _LEAST_TOKENS
-        run: Callable = self._resume if resumes else self._run
+        run: Callable = (
+            self._resume if self._is_to_resume(items, lengths) else self._run
+        )
         lean = torch.is_grad_enabled() and sum(lengths) > _TOKENS_KEPT
         run = self._lean(run) if lean else run
         with nullcontext() if lean else self.ready():
@@ -487,6 +487,19 @@ class AdapterNetwork:
         order = torch.from_numpy(np.argsort(np.concatenate(groups)))
         features = features.index_select(0, moved(order, self.live.device))
         return features.to(self._weight_dtype)
+
+    def _is_to_resume(self, windows: Sequence[Item], lengths: Sequence[int]) -> bool:
+        """Whether to go on from hidden states, made where there are none.
+
+        In a prediction a single text goes through all blocks faster than it makes and uses
+        states, with the same bits.
+        """
+        halves = self._halves_for(windows)
+        if halves is None or sum(lengths) < _LEAST_TOKENS:
+            return False
+        if torch.is_grad_enabled() or len(windows) > 1:
+            return True
+        return (self._place(halves.place), _content(windows[0])) in STATES
 
     def groups(self, lengths: Sequence[int]) -> Iterator[np.ndarray]:
         """Numbers of the rows that go through together, by their lengths."""

@@ -396,10 +396,26 @@ def test_features_without_adapters_are_kept_for_every_way_of_adapting(plain_fold
 def test_text_by_itself_goes_through_all_blocks_at_once(plain_folder):
     clf = AdapterClassifier(str(plain_folder("bert")), max_epochs=1, random_state=0)
     clf.fit(models.TEXTS, LABELS)
-    asked = cache_info()
-    one = clf.transform(["good film"])
-    assert cache_info() == asked
-    np.testing.assert_allclose(one, clf.transform(models.TEXTS)[:1], atol=1e-5)
+    for text in ("good film", "good film " * 12):
+        asked = cache_info()
+        one = clf.transform([text])
+        assert cache_info() == asked
+        np.testing.assert_allclose(
+            one, clf.transform([text, *models.TEXTS])[:1], atol=1e-5
+        )
+
+
+@pytest.mark.parametrize("family", [f for f in FAMILIES if f != "albert"])
+def test_text_by_itself_has_the_same_bits_from_what_is_kept(plain_folder, family):
+    skip_with_attention(family)
+    clf = AdapterClassifier(str(plain_folder(family)), layers=1, max_epochs=1)
+    clf.fit(models.TEXTS, LABELS)
+    text = "good film " * 12
+    alone = clf.transform([text])
+    clf.transform([text, *models.TEXTS])  # keeps it
+    hits = cache_info().hits
+    np.testing.assert_array_equal(clf.transform([text]), alone)
+    assert cache_info().hits == hits + clf._network.resumes
 
 
 def test_encoders_do_not_find_each_others_states(plain_folder):
