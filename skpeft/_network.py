@@ -275,7 +275,9 @@ class AdapterNetwork:
         parts = [p for p in self.live.reweighted if p.takes_weight(training)]
         with torch.autocast(self.live.device.type, enabled=False):
             weights = self._weights(parts) if parts else []
-        with lent(dict(zip(parts, weights, strict=True))):
+        # None for the others, whatever a context outside of this one lends them.
+        own = dict.fromkeys(self.live.reweighted)
+        with lent(own | dict(zip(parts, weights, strict=True))):
             yield
 
     def _weights(self, parts: list[ReweightedLayer]) -> list[Tensor]:
@@ -284,12 +286,11 @@ class AdapterNetwork:
             return [part.product() for part in parts]
         place = _weights_of(self.live.module)
         trained = [t for part in parts for t in part.own_tensors()]
-        dtype = self.live.autocast or self._weight_dtype
         kept = STATES.get(place)
         # By content: a fused optimizer leaves the versions of tensors as they were.
         if kept is None or not all(map(torch.equal, kept, trained)):
             kept = [tensor.detach().clone() for tensor in trained]
-            kept += [part.product().to(dtype) for part in parts]
+            kept += [part.product() for part in parts]
             STATES.put(place, kept)
         return kept[len(trained) :]
 

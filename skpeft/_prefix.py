@@ -295,7 +295,7 @@ def _real_tokens(hidden: Tensor, mask: Tensor) -> list[Tensor]:
 
 def _padded(rows: Sequence[Tensor], mask: Tensor) -> Tensor:
     """Hidden states (batch, seq, dim), zero at padding; nobody waits for a GPU here."""
-    states = torch.cat([*rows, torch.zeros_like(rows[0][:1])])
+    states = torch.cat([*rows, rows[0].new_zeros(1, rows[0].shape[1])])
     real = mask.flatten()
     number = (real.cumsum(0) - 1).masked_fill_(~real, len(states) - 1)
     return states.index_select(0, number).view(*mask.shape, -1)

@@ -3,7 +3,7 @@
 import threading
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import nullcontext
 from typing import NamedTuple
 
 import numpy as np
@@ -397,10 +397,7 @@ class SharedPass:
         ends = np.cumsum([len(self.first.windows([item])) for item in items])
         of_row = np.split(np.arange(ends[-1]), ends[:-1])
         counts = [len(of_row[row]) for row in pairs[:, 0]]
-        with torch.no_grad(), ExitStack() as stack:
-            if not self.stacked:
-                for network in self.networks:
-                    stack.enter_context(network.ready())
+        with torch.no_grad():
             found = self._pairs(
                 self.first.windows(items),
                 np.concatenate([of_row[row] for row in pairs[:, 0]]),
@@ -430,7 +427,9 @@ class SharedPass:
             for chunk, part in self._chunks(pairs, owners, lengths, rows):
                 batch = first._collate([items[row] for row in rows[chunk]])
                 self.route.rows = torch.from_numpy(owners[chunk]).to(first.live.device)
-                with autocast_to(first.live):
+                owner = self.networks[owners[chunk[0]]]
+                ready = nullcontext() if self.stacked else owner.ready()
+                with ready, autocast_to(first.live):
                     if known is None or part.halves is None:
                         features = part.module(batch)
                     else:

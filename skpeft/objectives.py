@@ -49,6 +49,8 @@ class Objective(WithParameters):
     def value(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Loss of each row.
 
+        Tensors that it makes belong on the device of `outputs`.
+
         Parameters
         ----------
         outputs : Tensor of shape (batch, dim) or (batch, n_outputs)
@@ -129,7 +131,8 @@ class Contrastive(Objective):
         lowest = torch.finfo(unit.dtype).min  # finite, for a batch of a single row
         temperature: float | Tensor | None = self.temperature
         if temperature is None:
-            temperature = 0.2 * (6 / self._n_classes(targets)).sqrt().clamp(max=1.0)
+            n_classes = self._n_classes(targets).to(unit.dtype)
+            temperature = 0.2 * (6 / n_classes).sqrt().clamp(max=1.0)
         similarity = (unit @ unit.T / temperature).masked_fill(itself, lowest)
         log_share = similarity - similarity.logsumexp(dim=1, keepdim=True)
         overlap = self._overlap(targets).to(unit.dtype).masked_fill(itself, 0.0)

@@ -13,6 +13,8 @@ from skpeft import AdapterClassifier, AdapterRegressor
 from skpeft._cache import STATES
 from skpeft.adapters import Adapter, BitFit, HiRA, LoRA, ReweightedLayer
 from skpeft.adapters.hira import HiRALinear
+from skpeft.adapters.lora import LoRALinear
+from skpeft.encoders import ArrayEncoder
 
 WORDS = ["good", "bad", "odd", "fine", "poor", "strange", "nice", "awful", "unusual"]
 
@@ -480,3 +482,121 @@ def test_threads_have_merged_weights_of_their_own():
         assert part.ready is not None
     assert seen == [None]
     assert part.ready is None
+
+
+class Cautious(torch.nn.Module):
+    """Blocks that leave autocast around a layer, and one more thing that they do."""
+
+    class Block(torch.nn.Module):
+        def __init__(self, width):
+            super().__init__()
+            self.q = torch.nn.Linear(width, width)
+
+        def forward(self, hidden):
+            with torch.autocast("cpu", enabled=False):
+                return hidden.float() + torch.tanh(self.q(hidden.float()))
+
+    def __init__(self):
+        super().__init__()
+        self.emb = torch.nn.Linear(4, 16)
+        self.blocks = torch.nn.ModuleList(self.Block(16) for _ in range(3))
+
+    def forward(self, x):
+        hidden = self.emb(x)
+        for block in self.blocks:
+            hidden = block(hidden)
+        return hidden
+
+
+def fitted_on(module, adapter, **parameters):
+    """Fitted network and rows."""
+    X = np.random.RandomState(0).randn(30, 4)
+    encoder = ArrayEncoder(module, role_table={"blocks": "blocks", "query": "q"})
+    clf = AdapterClassifier(encoder, adapter=adapter, random_state=0, **parameters)
+    return clf.fit(X, labels(30)), X
+
+
+@pytest.mark.parametrize(
+    "adapter",
+    [
+        LoRA(roles=["query"]),
+        LoRA(roles=["query"], use_dora=True),
+        HiRA(4, roles=["query"]),
+    ],
+    ids=str,
+)
+@pytest.mark.filterwarnings("ignore:precision='bfloat16'")
+def test_merged_weights_serve_layers_outside_of_autocast(adapter):
+    clf, X = fitted_on(Cautious(), adapter, precision="bfloat16", shrinkage=0.0)
+    np.testing.assert_allclose(clf.transform(X), unmerged(clf._network, X), atol=0.05)
+
+
+def doubled(module, args, output):
+    return 2 * output
+
+
+def shift(module, args):
+    return (args[0] + 1,)
+
+
+@pytest.mark.parametrize("how", ["hook", "pre-hook", "own forward"])
+def test_layers_that_do_more_than_their_weight_says_are_not_merged(how):
+    module = Cautious()
+    for block in module.blocks:
+        if how == "hook":
+            block.q.register_forward_hook(doubled)
+        elif how == "pre-hook":
+            block.q.register_forward_pre_hook(shift)
+        else:
+            block.q.forward = torch.tanh
+    clf, X = fitted_on(module, LoRA(roles=["query"]), shrinkage=0.0)
+    np.testing.assert_allclose(clf.transform(X), unmerged(clf._network, X), atol=1e-5)
+    with pytest.raises(ValueError, match="computes in its own way"):
+        fitted_on(module, HiRA(4, roles=["query"]))
+
+
+class Gated(LoRA):
+    def wrap(self, layer, role, generator):
+        return GatedLinear(layer, self.rank, self.scaling, self.dropout, generator)
+
+
+class GatedLinear(LoRALinear):
+    def update(self, x):
+        return 3 * torch.tanh(super().update(x))
+
+
+def test_subclass_with_another_update_predicts_with_it():
+    clf = fitted(adapter=Gated(4), layers=None, max_epochs=2)
+    found, X = clf.transform(texts(9)), texts(9)
+    np.testing.assert_array_equal(found, unmerged(clf._network, X))
+    assert all(part.merged() is None for part in clf._network.live.reweighted)
+
+
+def test_rows_of_dora_keep_their_lengths_under_autocast():
+    layer = torch.nn.Linear(64, 64)
+    generator = torch.Generator().manual_seed(0)
+    dora = LoRA(use_dora=True).wrap(layer, "query", generator)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(dora.factor(), torch.ones(64))
+        weight = dora.product()
+    assert torch.equal(weight, layer.weight)
+
+
+def test_gradients_inside_of_a_prediction_take_no_lent_weight():
+    network = fitted(adapter=LoRA(4), layers=None, max_epochs=1)._network
+    items = network.prepare(texts(9))
+    with torch.no_grad(), network.ready(), torch.enable_grad():
+        assert network.forward(items).requires_grad
+
+
+def test_bank_makes_only_the_weights_that_are_asked_for(monkeypatch):
+    models = {
+        str(seed): fitted(adapter=HiRA(2), layers=None, max_epochs=1, random_state=seed)
+        for seed in range(3)
+    }
+    bank = skpeft.AdapterBank(models)
+    bank.transform(texts(2))
+    STATES.clear()
+    calls = products(monkeypatch)
+    bank.predict(texts(2), task=["1", "1"])
+    assert len(calls) == len(models["1"]._network.live.reweighted)

@@ -542,3 +542,11 @@ def test_threads_that_come_first_to_a_loaded_model_try_it_once(
     assert len(trials) == 1
     for one, other in zip(found, expected, strict=True):
         np.testing.assert_array_equal(one, other)
+
+
+def test_padding_is_zero_also_beside_rows_without_a_token():
+    rows = [torch.zeros(0, 2), torch.ones(2, 2), torch.full((1, 2), 3.0)]
+    mask = torch.tensor([[0, 0], [1, 1], [0, 1]]).bool()
+    found = _prefix._padded(rows, mask)
+    assert found[..., 0].tolist() == [[0, 0], [1, 1], [0, 3]]
+    assert not _prefix._padded([torch.zeros(0, 4)] * 2, torch.zeros(2, 3).bool()).any()

@@ -337,15 +337,15 @@ class Lent(threading.local):
     """Weights that layers apply for the time being, for each thread."""
 
     def __init__(self) -> None:
-        self.weights: dict[ReweightedLayer, Tensor] = {}
+        self.weights: dict[ReweightedLayer, Tensor | None] = {}
 
 
 _LENT = Lent()
 
 
 @contextmanager
-def lent(weights: Mapping["ReweightedLayer", Tensor]) -> Iterator[None]:
-    """Inside, in this thread, layers apply these weights and compute none of their own."""
+def lent(weights: Mapping["ReweightedLayer", Tensor | None]) -> Iterator[None]:
+    """Inside, in this thread, layers apply these weights, or with None compute their own."""
     former = _LENT.weights
     _LENT.weights = {**former, **weights}
     try:
@@ -451,6 +451,15 @@ def unwrapped(layer: nn.Module) -> nn.Module:
     while isinstance(layer, AdaptedLayer):
         layer = layer.base
     return layer
+
+
+def is_plain_linear(layer: nn.Module) -> bool:
+    """Whether a layer computes what its weight and bias say, and nothing besides."""
+    return (
+        type(layer).forward is nn.Linear.forward
+        and "forward" not in vars(layer)
+        and not (layer._forward_hooks or layer._forward_pre_hooks)
+    )
 
 
 def folded(layer: nn.Module) -> Any:

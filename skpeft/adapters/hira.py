@@ -11,6 +11,7 @@ from skpeft.adapters.base import (
     AdaptedLayer,
     ReweightedLayer,
     SharedWithPeft,
+    is_plain_linear,
     widths,
 )
 
@@ -94,7 +95,7 @@ class HiRA(SharedWithPeft):
                 f"HiRA comes after another adapter on the role {role!r}, but it needs the "
                 "frozen weight itself. Put it first in the list."
             )
-        if type(layer).forward is not nn.Linear.forward:
+        if not is_plain_linear(layer):
             raise ValueError(
                 f"HiRA needs a plain torch.nn.Linear at the role {role!r}, whose weight it "
                 f"scales; a {type(layer).__name__} is there, which computes in its own way. "

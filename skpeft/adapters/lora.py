@@ -15,6 +15,7 @@ from skpeft.adapters.base import (
     ReweightedLayer,
     SharedWithPeft,
     folded,
+    is_plain_linear,
     widths,
 )
 
@@ -176,15 +177,21 @@ class LoRALinear(ReweightedLayer):
     def product(self) -> Tensor:
         """The updated weight."""
         weight: Tensor = self.base.weight
-        return torch.addmm(weight, self.lora_B, self.lora_A, alpha=self.scaling)
+        with torch.autocast(weight.device.type, enabled=False):
+            return torch.addmm(weight, self.lora_B, self.lora_A, alpha=self.scaling)
 
     def takes_weight(self, training: bool) -> bool:
         """Where nothing is trained, around a plain linear layer."""
-        return not training and type(self.base).forward is nn.Linear.forward
+        return not training and self.is_linear and is_plain_linear(self.base)
+
+    @property
+    def is_linear(self) -> bool:
+        """Whether the update is the product of matrices, which a subclass may alter."""
+        return type(self).update is LoRALinear.update
 
     def merged(self) -> nn.Module | None:
         """Linear layer of the updated weight."""
-        linear = folded(self.base)
+        linear = folded(self.base) if self.is_linear else None
         if linear is not None:
             linear.weight.data += (self.scaling * self.lora_B @ self.lora_A).detach()
         return linear
@@ -224,4 +231,5 @@ class DoRALinear(LoRALinear):
 
     def merged(self) -> nn.Module | None:
         """Linear layer of the updated weight."""
-        return ReweightedLayer.merged(self)  # what is inside is a plain layer
+        # What is inside is a plain layer.
+        return ReweightedLayer.merged(self) if self.is_linear else None
