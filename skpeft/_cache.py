@@ -9,6 +9,9 @@ from typing import Any, NamedTuple
 _ENTRY_BYTES = 512  # of keys and objects around the tensors of an entry, roughly
 #: First part of the keys of entries that are merged weights of a network, and no sample's.
 WEIGHTS = "weights"
+# Those of several networks may take this part of the limit: a fitted model is small, and
+# many are to stay so.
+_WEIGHTS_PART = 16
 
 
 class CacheInfo(NamedTuple):
@@ -20,7 +23,8 @@ class CacheInfo(NamedTuple):
         Samples whose hidden states are kept; one of two encoders counts twice.
     n_bytes : int
         Memory that they take, in bytes, and with them the merged weights of adapted layers
-        that networks predict with.
+        that networks predict with: those of the last one, and of others up to a sixteenth
+        of the limit in all.
     limit : int
         Bytes that they may take.
     hits, misses : int
@@ -73,6 +77,8 @@ class StateCache:
             self._sweep()
             self._forget(key)
             if _size(tensors) <= self.limit:  # else all others would go, and it too
+                if key[0] == WEIGHTS:
+                    self._make_room_for_weights(_size(tensors))
                 self._entries[key] = tensors
                 self._n_bytes += _size(tensors)
                 self._shrink()
@@ -124,6 +130,14 @@ class StateCache:
     def _forget(self, key: Sequence[Hashable]) -> None:
         if key in self._entries:
             self._n_bytes -= _size(self._entries.pop(key))
+
+    def _make_room_for_weights(self, n_bytes: int) -> None:
+        keys = [key for key in self._entries if key[0] == WEIGHTS]
+        n_bytes += sum(_size(self._entries[key]) for key in keys)
+        for key in keys:
+            if n_bytes > self.limit // _WEIGHTS_PART:
+                n_bytes -= _size(self._entries[key])
+                self._forget(key)
 
     def _shrink(self) -> None:
         while self._n_bytes > self.limit:

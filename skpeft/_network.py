@@ -35,8 +35,9 @@ from skpeft.encoders.base import Backbone, Encoder, Item, same_features
 
 #: Layout of pickled networks; raised when an older version could not read a new one.
 FORMAT = 1
-# Tokens that go through at once, padding included: on a CPU, where 512 took 0.5 to 0.6 of
-# the time of all at once and 256 took 0.9 to 1 of that of 512, and elsewhere.
+# Tokens that go through at once, padding included: on a CPU, and elsewhere. Training on a CPU
+# took as long with 256, 384 and 512 and longer with more; without gradients there are twice as
+# many, which took 0.9 of the time.
 _TOKENS_PER_GROUP = (256, 16384)
 # Of a training step with more, what a group of windows leaves for the backward pass is not
 # kept but computed again: long texts would fill the memory. At 8192 tokens it is 1 GB with
@@ -430,8 +431,8 @@ class AdapterNetwork:
                 missing.setdefault(tuple(map(len, item.values())), []).append(key)
         for alike in missing.values():
             n_tokens = max(1, self.live.backbone.length(wanted[alike[0]]))
-            size = max(1, self._tokens_per_group // n_tokens)
-            for some in (alike[i : i + size] for i in range(0, len(alike), size)):
+            for rows in self.groups([n_tokens] * len(alike)):
+                some = [alike[row] for row in rows]
                 filled = [
                     *some,
                     *some[:1] * (-(-_LEAST_TOKENS // n_tokens) - len(some)),
@@ -508,7 +509,9 @@ class AdapterNetwork:
 
     @property
     def _tokens_per_group(self) -> int:
-        return _TOKENS_PER_GROUP[self.live.device.type != "cpu"]
+        if self.live.device.type != "cpu":
+            return _TOKENS_PER_GROUP[1]
+        return _TOKENS_PER_GROUP[0] * (1 if torch.is_grad_enabled() else 2)
 
     @property
     def _weight_dtype(self) -> torch.dtype:

@@ -20,7 +20,7 @@ from skpeft import (
     clear_cache,
     config_context,
 )
-from skpeft._cache import StateCache
+from skpeft._cache import WEIGHTS, StateCache
 from skpeft._network import AdapterNetwork
 from skpeft.adapters import Bottleneck, Combination, LadderSide, LoRA
 from skpeft.encoders import FAMILIES, ArrayEncoder, TextEncoder, TinyTextEncoder
@@ -550,3 +550,18 @@ def test_padding_is_zero_also_beside_rows_without_a_token():
     found = _prefix._padded(rows, mask)
     assert found[..., 0].tolist() == [[0, 0], [1, 1], [0, 3]]
     assert not _prefix._padded([torch.zeros(0, 4)] * 2, torch.zeros(2, 3).bool()).any()
+
+
+def test_merged_weights_of_few_networks_are_kept():
+    size = 512 + 400
+    cache = StateCache(32 * size)  # a sixteenth of it are two entries
+    for i in range(4):
+        cache.put(("sample", i), [torch.zeros(100)])
+        cache.put((WEIGHTS, i), [torch.zeros(100)])
+    assert [i for i in range(4) if cache.get((WEIGHTS, i)) is not None] == [2, 3]
+    assert cache.info() == (4, 6 * size, 32 * size, 0, 0)
+    cache.put((WEIGHTS, 4), [torch.zeros(1000)])  # more than that, but the last one
+    assert [i for i in range(5) if (WEIGHTS, i) in cache] == [4]
+    cache.put((WEIGHTS, 5), [torch.zeros(10_000)])  # beyond the limit itself
+    assert (WEIGHTS, 5) not in cache
+    assert [i for i in range(4) if ("sample", i) in cache] == [0, 1, 2, 3]
