@@ -3,7 +3,7 @@
 import threading
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from typing import NamedTuple
 
 import numpy as np
@@ -23,6 +23,9 @@ from skpeft.heads import ask
 
 # Largest difference taken for rounding, relative to the largest feature.
 _ROUNDING = {None: 1e-5, torch.bfloat16: 3e-2}
+# Of so many tasks at most the merged weights are in memory at once, where tasks run one by
+# one; of more they are made for each batch.
+_MERGED_AT_ONCE = 8
 
 
 class AdapterBank:
@@ -397,11 +400,16 @@ class SharedPass:
         ends = np.cumsum([len(self.first.windows([item])) for item in items])
         of_row = np.split(np.arange(ends[-1]), ends[:-1])
         counts = [len(of_row[row]) for row in pairs[:, 0]]
-        with torch.no_grad():
+        asked = [] if self.stacked else [self.networks[i] for i in np.unique(owners)]
+        at_once = len(asked) <= _MERGED_AT_ONCE
+        with torch.no_grad(), ExitStack() as stack:
+            for network in asked if at_once else ():
+                stack.enter_context(network.ready())
             found = self._pairs(
                 self.first.windows(items),
                 np.concatenate([of_row[row] for row in pairs[:, 0]]),
                 np.repeat(pairs[:, 1], counts),
+                merge=not at_once,
             )
             features = self.first.live.backbone.join(
                 torch.stack(found), [items[row] for row in pairs[:, 0]]
@@ -409,9 +417,13 @@ class SharedPass:
         return list(features.cpu().numpy()[inverse.reshape(-1)])
 
     def _pairs(
-        self, items: Sequence[Item], rows: np.ndarray, owners: np.ndarray
+        self,
+        items: Sequence[Item],
+        rows: np.ndarray,
+        owners: np.ndarray,
+        merge: bool = False,
     ) -> list[Tensor]:
-        """Features of pairs, each of which is there once."""
+        """Features of pairs, each of which is there once; `merge` for each batch anew."""
         first, found = self.first, [torch.empty(0)] * len(rows)
         dtype = resolve_precision(first.precision, first.live.device)[0]
         pairs_of: dict[int, list[int]] = defaultdict(list)
@@ -428,7 +440,7 @@ class SharedPass:
                 batch = first._collate([items[row] for row in rows[chunk]])
                 self.route.rows = torch.from_numpy(owners[chunk]).to(first.live.device)
                 owner = self.networks[owners[chunk[0]]]
-                ready = nullcontext() if self.stacked else owner.ready()
+                ready = owner.ready() if merge else nullcontext()
                 with ready, autocast_to(first.live):
                     if known is None or part.halves is None:
                         features = part.module(batch)

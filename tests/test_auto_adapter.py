@@ -599,4 +599,12 @@ def test_bank_makes_only_the_weights_that_are_asked_for(monkeypatch):
     STATES.clear()
     calls = products(monkeypatch)
     bank.predict(texts(2), task=["1", "1"])
-    assert len(calls) == len(models["1"]._network.live.reweighted)
+    n_layers = len(models["1"]._network.live.reweighted)
+    assert len(calls) == n_layers
+    monkeypatch.setattr("skpeft.bank._MERGED_AT_ONCE", 1)
+    found = bank.transform(texts(9))
+    assert len(calls) > n_layers
+    for name, clf in models.items():
+        np.testing.assert_allclose(
+            found[name], clf.transform(texts(9)), rtol=1e-5, atol=1e-6
+        )
