@@ -42,7 +42,7 @@ def moved(
     Parameters
     ----------
     tensor : Tensor
-        On the CPU.
+        On the CPU, or there already.
     device : torch.device
         Where it goes.
     dtype : torch.dtype or None, default=None

@@ -174,11 +174,14 @@ class LoRALinear(ReweightedLayer):
             return super().forward(x)
         return self.base(x) + self.update(x)
 
-    def product(self) -> Tensor:
-        """The updated weight."""
-        weight: Tensor = self.base.weight
+    def updated(self, weight: Tensor) -> Tensor:
+        """A weight of shape (out, in) and the low-rank update of it."""
         with torch.autocast(weight.device.type, enabled=False):
             return torch.addmm(weight, self.lora_B, self.lora_A, alpha=self.scaling)
+
+    def product(self) -> Tensor:
+        """The updated weight."""
+        return self.updated(self.base.weight)
 
     def takes_weight(self, training: bool) -> bool:
         """Where nothing is trained, around a plain linear layer."""
@@ -193,7 +196,7 @@ class LoRALinear(ReweightedLayer):
         """Linear layer of the updated weight."""
         linear = folded(self.base) if self.is_linear else None
         if linear is not None:
-            linear.weight.data += (self.scaling * self.lora_B @ self.lora_A).detach()
+            linear.weight.data = self.updated(linear.weight).detach()
         return linear
 
 

@@ -244,3 +244,13 @@ def test_lora_with_unknown_role_names_the_nearest():
 def test_lora_without_roles_is_refused():
     with pytest.raises(ValueError, match=r"roles=\(\) was given to LoRA.*'query'"):
         resolve_adapter(LoRA(roles=()))
+
+
+@pytest.mark.parametrize("use_dora", [False, True])
+def test_merged_weight_is_not_rounded_by_autocast_of_the_caller(use_dora):
+    generator = torch.Generator().manual_seed(0)
+    layer = LoRA(4, use_dora=use_dora).wrap(nn.Linear(16, 8), "query", generator)
+    nn.init.normal_(layer.lora_B, generator=generator)
+    expected = layer.merged().weight
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(layer.merged().weight, expected)
