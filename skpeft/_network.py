@@ -42,7 +42,7 @@ _TOKENS_PER_GROUP = (256, 16384)
 # Of a training step with more, what a group of windows leaves for the backward pass is not
 # kept but computed again: long texts would fill the memory. At 8192 tokens it is 1 GB with
 # the default encoder and adapters.
-_TOKENS_KEPT = 8192
+TOKENS_KEPT = 8192
 # Of how many windows features are asked for at once: many small tensors scatter the memory.
 _WINDOWS_AT_ONCE = 1024
 # From 12 rows on, a row of a matrix product had the same bits whatever came with it. What
@@ -482,7 +482,7 @@ class AdapterNetwork:
         run: Callable = (
             self._resume if self._is_to_resume(items, lengths) else self._run
         )
-        lean = torch.is_grad_enabled() and sum(lengths) > _TOKENS_KEPT
+        lean = torch.is_grad_enabled() and sum(lengths) > TOKENS_KEPT
         run = self._lean(run) if lean else run
         with nullcontext() if lean else self.ready():
             features = torch.cat([run([items[i] for i in rows]) for rows in groups])

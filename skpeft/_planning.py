@@ -17,6 +17,7 @@ from skpeft._training import (
     Rows,
     Settings,
     default_batch_size,
+    learn,
     rows_to_start,
 )
 from skpeft.adapters import HiRA, resolve_adapter
@@ -302,6 +303,7 @@ def _settings(
         tol=estimator.tol,
         verbose=estimator.verbose,
         callback=estimator.callback,
+        learn=estimator._learn or learn,
     )
 
 

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -62,6 +63,18 @@ class Rows:
         return np.concatenate([indices, np.arange(n_rows - self.n_hints, n_rows)])
 
 
+LossOf = Callable[[Tensor], Tensor]
+#: Given a network, items and the loss of their features: fills in gradients, gives the loss.
+Learn = Callable[[AdapterNetwork, Sequence[Item], LossOf], Tensor]
+
+
+def learn(network: AdapterNetwork, items: Sequence[Item], loss_of: LossOf) -> Tensor:
+    """Gradients of a loss of the features of items; gives the loss."""
+    loss = loss_of(network.forward(items))
+    loss.backward()
+    return loss.detach()
+
+
 @dataclass(frozen=True)
 class Settings:
     """What the loop needs to know, resolved: no "auto", no None but where said."""
@@ -76,6 +89,7 @@ class Settings:
     verbose: int
     callback: Callable[[dict[str, Any]], bool | None] | None
     title: str = "adapters"
+    learn: Learn = learn
 
 
 @dataclass
@@ -230,12 +244,12 @@ def epochs(
         losses = []
         for numbers in batches(rows, lengths, objective, settings, random_state):
             batch = rows.take(numbers)
-            features = network.forward(batch.items)
-            loss = mean_objective(features, linear, batch, objective)
-            for group in optimizer.param_groups:
-                group["lr"] = next(rate)
-            update(optimizer, loss)
-            losses.append(loss.detach())
+            loss_of = partial(
+                mean_objective, linear=linear, batch=batch, objective=objective
+            )
+            optimizer.zero_grad()
+            losses.append(settings.learn(network, batch.items, loss_of))
+            update(optimizer, next(rate))
         mean = float(torch.stack(losses).mean())
         limit = limit or _EXPLODED * max(float(losses[0]), 1.0)
         finite = torch.stack([p.isfinite().all() for p in parameters]).all()
@@ -275,10 +289,10 @@ def batches(
     return shuffled_batches(lengths, settings.batch_size, random_state)
 
 
-def update(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
-    """One step of an optimizer: backward, clip, update."""
-    optimizer.zero_grad()
-    loss.backward()
+def update(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """One step of an optimizer at a learning rate, along clipped gradients."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     nn.utils.clip_grad_norm_(parameters, _MAX_GRADIENT_NORM)
     optimizer.step()

@@ -3,6 +3,8 @@
 import time
 import warnings
 from collections.abc import Iterable
+from functools import partial
+from itertools import groupby
 from typing import ClassVar
 
 import numpy as np
@@ -215,31 +217,57 @@ class BaseAdapterCV:
         if self.eliminate:
             n_left = survivors(*shape)
         order = np.arange(len(candidates))
-        for i, (fold, n) in enumerate(zip(folds, n_left, strict=True)):
-            if i:
-                means = scores[order, :i].mean(axis=1)
-                order = order[np.argsort(-means, kind="stable")[:n]]
-            found = Parallel(n_jobs=self.n_jobs)(
-                delayed(_fit_and_score)(
-                    self._model(candidates[j]), X, y, sample_weight, fold, scorer
-                )
-                for j in order
-            )
-            errors = [error for *_, error in found if error is not None]
-            if len(errors) == len(order):
-                if len(order) < len(candidates):
-                    errors[0].add_note(
-                        f"All candidates still in the race failed in fold {i}; others were "
-                        "out before. eliminate=False runs each on all folds until it fails."
+        for some in self._rounds(n_left):
+            if some[0]:
+                means = scores[order, : some[0]].mean(axis=1)
+                order = order[np.argsort(-means, kind="stable")[: n_left[some[0]]]]
+            found = self._run(
+                [
+                    partial(
+                        _fit_and_score,
+                        self._model(candidates[j]),
+                        X,
+                        y,
+                        sample_weight,
+                        folds[i],
+                        scorer,
                     )
-                raise errors[0]
-            for error in errors:
-                message = f"A candidate failed in fold {i} and is out: {error}"
-                warnings.warn(message, FitFailedWarning, stacklevel=4)
-            scores[order, i] = [score for score, *_ in found]
-            seconds[:, order, i] = np.transpose([times for _, times, _ in found])
-            order = order[~np.isneginf(scores[order, i])]
+                    for i in some
+                    for j in order
+                ]
+            )
+            for k, i in enumerate(some):
+                own = found[k * len(order) : (k + 1) * len(order)]
+                _tell_failures(i, own, len(candidates))
+                scores[order, i] = [score for score, *_ in own]
+                seconds[:, order, i] = np.transpose([times for _, times, _ in own])
+            order = order[~np.isneginf(scores[order][:, some]).any(axis=1)]
         return _results(candidates, scores, seconds)
+
+    def _rounds(self, n_left):
+        """Numbers of the folds that are run at once: those that are, have equal candidates."""
+        folds = range(len(n_left))
+        if self.n_jobs in (None, 1) and not self._trains_together():
+            return [[fold] for fold in folds]
+        return [list(some) for _, some in groupby(folds, n_left.__getitem__)]
+
+    def _trains_together(self):
+        """Whether fits share their steps: on a GPU, which has room for many at once.
+
+        Not with a callback of the user, who need not think of threads.
+        """
+        from skpeft._device import resolve_device
+
+        is_alone = self.n_jobs is None and self.callback is None
+        return is_alone and resolve_device(self.device).type != "cpu"
+
+    def _run(self, jobs):
+        """Results of fits that do not need each other."""
+        if self._trains_together():
+            from skpeft._lockstep import run_together
+
+            return run_together(jobs)
+        return Parallel(n_jobs=self.n_jobs)(delayed(job)() for job in jobs)
 
     def save_pretrained(self, folder):
         """Save the best estimator as a folder without pickle.
@@ -268,9 +296,25 @@ def _learned(estimator):
     return {n: v for n, v in vars(estimator).items() if n.endswith("_") or n in private}
 
 
-def _fit_and_score(model, X, y, sample_weight, fold, scorer):
+def _tell_failures(fold, found, n_candidates):
+    """Warn of the candidates that failed in a fold; raise where all did."""
+    errors = [error for *_, error in found if error is not None]
+    if len(errors) == len(found):
+        if len(found) < n_candidates:
+            errors[0].add_note(
+                f"All candidates still in the race failed in fold {fold}; others were "
+                "out before. eliminate=False runs each on all folds until it fails."
+            )
+        raise errors[0]
+    for error in errors:
+        message = f"A candidate failed in fold {fold} and is out: {error}"
+        warnings.warn(message, FitFailedWarning, stacklevel=5)
+
+
+def _fit_and_score(model, X, y, sample_weight, fold, scorer, learn=None):
     """Score, seconds of fit and of scoring, and what went wrong."""
     train, test = fold
+    model._learn = learn
     model._keeps_interrupted = False  # only whole fits are compared
     start = time.perf_counter()
     weights = None if sample_weight is None else _safe_indexing(sample_weight, train)
@@ -348,7 +392,8 @@ class AdapterClassifierCV(BaseAdapterCV, AdapterClassifier):  # type: ignore[mis
         folds, after fold 1, 3, 7 and so on [1]_. False: the scores are those of
         `GridSearchCV`, all of them.
     n_jobs : int or None, default=None
-        Processes in which the candidates of a fold run, as in `GridSearchCV`.
+        Processes in which the fits between two eliminations run, as in `GridSearchCV`. None:
+        one by one, or on a GPU without a `callback` together, their LoRA updates stacked.
     objective, head, class_weight, label_texts : object
         As in `AdapterClassifier`, for every candidate.
     max_epochs, batch_size, weight_decay, warmup_fraction, shrinkage : object
@@ -497,7 +542,8 @@ class AdapterRegressorCV(BaseAdapterCV, AdapterRegressor):  # type: ignore[misc]
         folds, after fold 1, 3, 7 and so on [1]_. False: the scores are those of
         `GridSearchCV`, all of them.
     n_jobs : int or None, default=None
-        Processes in which the candidates of a fold run, as in `GridSearchCV`.
+        Processes in which the fits between two eliminations run, as in `GridSearchCV`. None:
+        one by one, or on a GPU without a `callback` together, their LoRA updates stacked.
     objective, head : object
         As in `AdapterRegressor`, for every candidate.
     max_epochs, batch_size, weight_decay, warmup_fraction, shrinkage : object

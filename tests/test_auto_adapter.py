@@ -236,7 +236,7 @@ def test_autocast_of_the_caller_leaves_no_rounded_weight_behind():
 
 def test_gradients_are_those_of_a_step_that_keeps_no_activations(monkeypatch):
     def grads(n_kept):
-        monkeypatch.setattr("skpeft._network._TOKENS_KEPT", n_kept)
+        monkeypatch.setattr("skpeft._network.TOKENS_KEPT", n_kept)
         network = fitted(adapter=HiRA(2), layers=None, max_epochs=1)._network
         items = network.prepare(texts(20))
         with network.own_context():

@@ -268,7 +268,7 @@ def test_activations_computed_again_give_the_same_gradients(
     network.remember(items)  # as fit does; a trial would draw from the generator
     found = []
     for kept in (10**9, 0):
-        monkeypatch.setattr(_network, "_TOKENS_KEPT", kept)
+        monkeypatch.setattr(_network, "TOKENS_KEPT", kept)
         generator = torch.Generator().manual_seed(0)
         with network.dropout(generator):
             found.append((gradients(network, items), generator.get_state()))
