@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from skpeft import _prefix
-from skpeft._device import resolve_precision
+from skpeft._device import moved, resolve_precision
 from skpeft._network import AdapterNetwork, autocast_to
 from skpeft.adapters.base import AdaptedLayer, unwrapped
 from skpeft.adapters.lora import LoRALinear
@@ -275,7 +275,9 @@ class SharedPass:
             )
             for chunk, part in self._chunks(pairs, owners, lengths, rows):
                 batch = first._collate([items[row] for row in rows[chunk]])
-                self.route.rows = torch.from_numpy(owners[chunk]).to(first.live.device)
+                self.route.rows = moved(
+                    torch.from_numpy(owners[chunk]), first.live.device
+                )
                 owner = self.networks[owners[chunk[0]]]
                 ready = owner.ready() if merge else nullcontext()
                 with ready, autocast_to(first.live):

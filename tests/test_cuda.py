@@ -13,6 +13,7 @@ import joblib
 import numpy as np
 import pytest
 import torch
+from sklearn.base import clone
 from sklearn.model_selection import GridSearchCV
 
 import skpeft
@@ -303,3 +304,20 @@ def test_threads_predict_on_one_gpu(plain_folder):
         thread.join()
     assert len(found) == 4
     assert all(gap(features, expected) <= 1e-4 for features in found.values())
+
+
+@pytest.mark.parametrize("eliminate", [True, False])
+def test_search_together_finds_what_it_finds_one_by_one(plain_folder, eliminate):
+    own = {"device": "cuda", "precision": "float64", "random_state": 0}
+    own |= {"ranks": [2, 4, 8, 16], "cv": 4, "eliminate": eliminate, "max_epochs": 3}
+    together = AdapterClassifierCV(str(plain_folder("bert")), **own)
+    assert together._trains_together()
+    apart = clone(together).set_params(n_jobs=1)
+    assert not apart._trains_together()
+    together.fit(X, Y)
+    apart.fit(X, Y)
+    for i in range(4):
+        scores = [c.cv_results_[f"split{i}_test_score"] for c in (together, apart)]
+        np.testing.assert_array_equal(*scores)
+    assert together.best_params_ == apart.best_params_
+    assert gap(together.transform(X), apart.transform(X)) <= 1e-5

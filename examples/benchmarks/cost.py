@@ -10,8 +10,8 @@ encoder first; results are appended line by line. ``--what``:
 - ``limit``: matrix products that the training loop must do, at the rate that the machine
   reached for products of the same shapes just before, over the seconds that it took;
 - ``search``: 4 ranks by 5 folds and the refit: `GridSearchCV` with the cache of hidden
-  states, without, 21 cold fits one by one, `AdapterClassifierCV`, and 21 fits of PEFT's LoRA
-  by skorch;
+  states, without, 21 cold fits one by one, `AdapterClassifierCV` (on a GPU its fits train
+  together; `cv_apart`: one by one there too), and 21 fits of PEFT's LoRA by skorch;
 - ``predict``: 1, 32 and 5,000 texts, against `SentenceTransformer.encode` and the head;
 - ``one``: one text by a fitted model and by the bare module with its tokenizer, in turn;
 - ``first``: the first prediction of a loaded model in a new process, against a process that
@@ -148,8 +148,10 @@ def search(args, method, layers):
     rows, found, ranks = draw(y, 16, 0), {}, [2, 4, 8, 16]
     X, y = X.iloc[rows], y.iloc[rows]
     one = AdapterClassifier(layers=layers, random_state=0)
-    if method == "cv":
-        model = AdapterClassifierCV(ranks=ranks, layers=[layers], cv=5, random_state=0)
+    if method.startswith("cv"):
+        n_jobs = 1 if method == "cv_apart" else None
+        own = {"layers": [layers], "cv": 5, "random_state": 0, "n_jobs": n_jobs}
+        model = AdapterClassifierCV(ranks=ranks, **own)
     elif method == "cold":
         model = OneByOne(lambda rank, y: clone(one).set_params(rank=rank), ranks)
     elif method == "peft_skorch":
@@ -301,7 +303,7 @@ def plan(args):
         "limit": [{"n": 1000, "epochs": 3}],
         "search": [
             {"method": method, "layers": 3}
-            for method in ("grid", "no_cache", "cold", "cv", "peft_skorch")
+            for method in ("grid", "no_cache", "cold", "cv", "cv_apart", "peft_skorch")
         ],
         "predict": [
             {"method": method, "n": n}
