@@ -567,8 +567,8 @@ class AdapterNetwork:
         each = dict(zip(keys, windows, strict=True))  # the same text goes through once
         place = {key: i for i, key in enumerate(each)}
         with torch.no_grad(), self.dropout(None):
-            found = self._few_by_few([*each.values()], self.forward_windows)
-            features = found[[place[key] for key in keys]]
+            features = self._few_by_few([*each.values()], self.forward_windows)
+            features = features[[place[key] for key in keys]]
             return _finite(self.live.backbone.join(features, items).cpu().numpy())
 
     def __getstate__(self) -> dict:

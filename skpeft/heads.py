@@ -7,6 +7,7 @@ from scipy.special import expit, logit
 from sklearn.base import BaseEstimator, ClassifierMixin, clone
 from sklearn.linear_model import LogisticRegression, Ridge, RidgeCV
 from sklearn.pipeline import Pipeline
+from sklearn.utils import gen_batches
 from sklearn.utils.validation import check_is_fitted, has_fit_parameter
 
 # Strength of the penalty on features of unit mean square norm around their mean.
@@ -14,6 +15,8 @@ _C = 10.0
 # The start of training must leave something to learn: a probe that fits the rows does not.
 _START_ALPHA = 30.0
 _ALPHAS = np.logspace(-3, 3, 13)
+# Of how many rows a copy is made: of all, copies fill memory.
+_ROWS_AT_ONCE = 1024
 
 
 class Start(NamedTuple):
@@ -69,8 +72,10 @@ def closed_form(
 
 def feature_scale(features: np.ndarray, weights: np.ndarray) -> float:
     """Root of the mean square distance of features from their mean; 1 if that is 0."""
-    off = features - _centre(features, weights)
-    square = np.einsum("ij,ij,i", off, off, weights, dtype=np.float64)
+    centre, square = _centre(features, weights), 0.0
+    for rows in gen_batches(len(features), _ROWS_AT_ONCE):
+        off = features[rows] - centre
+        square += np.einsum("ij,ij,i", off, off, weights[rows], dtype=np.float64)
     return float(np.sqrt(square / weights.sum())) or 1.0
 
 

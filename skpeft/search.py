@@ -213,6 +213,7 @@ class BaseAdapterCV:
         """Scores fold by fold, of fewer candidates each time if some are eliminated."""
         shape = len(candidates), len(folds)
         scores, seconds = np.full(shape, np.nan), np.full((2, *shape), np.nan)
+        failed = np.zeros(shape, dtype=bool)
         n_left = [len(candidates)] * len(folds)
         if self.eliminate:
             n_left = survivors(*shape)
@@ -241,8 +242,9 @@ class BaseAdapterCV:
                 _tell_failures(i, own, len(candidates))
                 scores[order, i] = [score for score, *_ in own]
                 seconds[:, order, i] = np.transpose([times for _, times, _ in own])
-            order = order[~np.isneginf(scores[order][:, some]).any(axis=1)]
-        return _results(candidates, scores, seconds)
+                failed[order, i] = [error is not None for *_, error in own]
+            order = order[~failed[order].any(axis=1)]
+        return _results(candidates, scores, seconds, failed)
 
     def _rounds(self, n_left):
         """Numbers of the folds that are run at once: those that are, have equal candidates."""
@@ -328,21 +330,19 @@ def _fit_and_score(model, X, y, sample_weight, fold, scorer, learn=None):
                 "defined for the rows of every fold, or other folds."
             )
     except Exception as error:  # this candidate is out, with a warning
-        return -np.inf, (np.nan, np.nan), error
+        return np.nan, (np.nan, np.nan), error
     return score, (fitted - start, time.perf_counter() - fitted), None
 
 
-def _results(candidates, scores, seconds):
-    """Scores and seconds in the form of `cv_results_`; NaN where a fold was not run."""
+def _results(candidates, scores, seconds, failed):
+    """Scores and seconds in the form of `cv_results_`; NaN where there is none."""
     results = {"params": candidates}
     for name in _CHOSEN:
         values = np.ma.empty(len(candidates), dtype=object)
         for i, params in enumerate(candidates):
             values[i] = params[name]
         results[f"param_{name}"] = values
-    n_folds = (~np.isnan(scores)).sum(axis=1)
-    failed = np.isneginf(scores).any(axis=1)
-    scores = np.where(np.isneginf(scores), np.nan, scores)
+    n_folds = (failed | ~np.isnan(scores)).sum(axis=1)
     for i, column in enumerate(scores.T):
         results[f"split{i}_test_score"] = column
     times = zip(("fit_time", "score_time"), seconds, strict=True)
@@ -353,7 +353,7 @@ def _results(candidates, scores, seconds):
     results["n_splits"] = n_folds
     # First who did not fail, then who was kept for more folds, then the higher mean.
     means = np.ma.masked_invalid(results["mean_test_score"]).filled(-np.inf)
-    keys = list(zip(~failed, n_folds, means, strict=True))
+    keys = list(zip(~failed.any(axis=1), n_folds, means, strict=True))
     ranks = [1 + sum(other > key for other in keys) for key in keys]
     results["rank_test_score"] = np.array(ranks, dtype=np.int32)
     return results

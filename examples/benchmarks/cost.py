@@ -283,6 +283,8 @@ def growth(args, n, cache_bytes, n_classes=6, n_copies=1):
     return found
 
 
+# Fits of as many steps as a peer's: rows, set, epochs.
+_SAME_STEPS = [(1000, "trec6", 3), (4000, "trec6", 1), (1000, "cuad_clauses", 1)]
 MEASURES = {f.__name__: f for f in (fit, limit, search, predict, one, first, growth)}
 
 
@@ -297,7 +299,8 @@ def plan(args):
             for method in peers
         ]
         + [
-            {"method": method, "n": 1000, "name": "trec6", "epochs": 3}
+            {"method": method, "n": n, "name": name, "epochs": epochs}
+            for n, name, epochs in _SAME_STEPS
             for method in ("same_steps", "peft_trainer", "peft_skorch")
         ],
         "limit": [{"n": 1000, "epochs": 3}],
