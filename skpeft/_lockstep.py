@@ -1,12 +1,14 @@
 """Fits that train together: each step of all of them goes through one module at once."""
 
+import math
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from contextvars import copy_context
 from dataclasses import dataclass
 from functools import partial
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -31,22 +33,28 @@ class Step:
     seat: int
     network: AdapterNetwork
     items: Sequence[Item]
+    optimizer: torch.optim.Optimizer
     loss_of: LossOf
     loss: Tensor | None = None
     error: BaseException | None = None
 
-    @property
-    def n_tokens(self) -> int:
-        """Tokens of all items."""
-        return sum(self.network.lengths(self.items))
+    def learn_alone(self) -> None:
+        """Take the step as a fit by itself does."""
+        try:
+            with self.network.own_context():
+                self.loss = learn(
+                    self.network, self.items, self.optimizer, self.loss_of
+                )
+        except Exception as error:  # raised again by the fit
+            self.error = error
 
 
 class Lockstep:
     """Where fits, in a thread each, meet at every step.
 
     Who comes waits until all fits that are not over have come; the last runs the step of
-    all. Gradients of the sum of their losses are those of each, as they share no trained
-    tensor. Networks with LoRA are stacked as in a bank; others have a pass of their own.
+    all. Networks with LoRA are stacked as in a bank; others take their steps in turn, and
+    so do all where a pass of several fails.
 
     Parameters
     ----------
@@ -59,13 +67,13 @@ class Lockstep:
         self._meeting = threading.Condition()
         self._steps: list[Step] = []
         self._shared: SharedPass | None = None
+        self._places: dict[int, int] | None = None
+        self._limit = float(TOKENS_KEPT)
         self._stopped: BaseException | None = None
 
-    def learn(
-        self, seat: int, network: AdapterNetwork, items: Sequence[Item], loss_of: LossOf
-    ) -> Tensor:
-        """Gradients of the loss of the fit with a seat; gives the loss."""
-        step = Step(seat, network, items, loss_of)
+    def learn(self, seat: int, *what: Any) -> Tensor:
+        """Do what `skpeft._training.learn` does, for the fit that has the seat."""
+        step = Step(seat, *what)
         with self._meeting:
             self._steps.append(step)
             self._run_if_complete()
@@ -74,9 +82,12 @@ class Lockstep:
             )
         if step.loss is not None:
             return step.loss
-        error = step.error or self._stopped
+        error, step.error = step.error or self._stopped, None
         assert error is not None
-        raise error
+        try:
+            raise error
+        finally:
+            del error  # its traceback holds this frame
 
     def leave(self) -> None:
         """A fit is over: nobody waits for it any more."""
@@ -86,8 +97,10 @@ class Lockstep:
 
     def stop(self, error: BaseException) -> None:
         """Raise an error in all fits at their next step."""
+        self._stopped = (
+            error  # first: an interrupt may come while the lock is waited for
+        )
         with self._meeting:
-            self._stopped = error
             self._meeting.notify_all()
 
     def _run_if_complete(self) -> None:
@@ -98,81 +111,79 @@ class Lockstep:
         try:
             self._run(steps)
         except BaseException as error:
-            _fail(steps, error)
+            for step in steps:
+                step.error = error
         self._meeting.notify_all()
 
     @torch.inference_mode(False)
     def _run(self, steps: Sequence[Step]) -> None:
-        if self._shared is None:
+        if self._places is None:
             self._shared = share(steps)
-        known = self._shared.networks if self._shared.stacked else []
-        places = {id(network): place for place, network in enumerate(known)}
-        for some in _few_by_few(steps, places):
-            try:
-                with some[0].network.own_context():
-                    self._run_some(some, places)
-            except Exception as error:
-                _fail(some, error)
+            known = self._shared.networks if self._shared else []
+            self._places = {id(network): place for place, network in enumerate(known)}
+        for some in self._few_by_few(steps):
+            if len(some) > 1 and self._learn_stacked(some):
+                continue
+            for step in some:
+                step.learn_alone()
 
-    def _run_some(self, steps: Sequence[Step], places: dict[int, int]) -> None:
-        if len(steps) == 1:
-            step = steps[0]
-            step.loss = learn(step.network, step.items, step.loss_of)
-            return
-        assert self._shared is not None
-        items = [item for step in steps for item in step.items]
-        counts = [len(step.items) for step in steps]
-        owners = np.repeat([places[id(step.network)] for step in steps], counts)
-        features = self._shared.forward(items, np.arange(len(items)), owners)
-        losses = {}
-        for i, part in enumerate(features.split(counts)):
-            try:
-                losses[i] = steps[i].loss_of(part)
-            except Exception as error:  # which the others do not share
-                _fail([steps[i]], error)
-        if losses:
-            torch.stack([*losses.values()]).sum().backward()
-        for i, loss in losses.items():
-            steps[i].loss = loss.detach()
-
-
-def _fail(steps: Sequence[Step], error: BaseException) -> None:
-    """Let fits raise an error that came up in their step, whichever of them ran it."""
-    for step in steps:
-        if step.loss is None:
-            step.error = error
-
-
-def _few_by_few(
-    steps: Sequence[Step], places: dict[int, int]
-) -> Iterator[Sequence[Step]]:
-    """Steps that go through together: as many tokens as a fit alone would keep."""
-    some: list[Step] = []
-    n_tokens = 0
-    for step in steps:
-        if id(step.network) not in places:
-            yield [step]
-            continue
-        if some and n_tokens + step.n_tokens > TOKENS_KEPT:
-            yield some
-            some, n_tokens = [], 0
-        some.append(step)
-        n_tokens += step.n_tokens
-    if some:
+    def _few_by_few(self, steps: Sequence[Step]) -> Iterator[Sequence[Step]]:
+        """Steps that go through together: no more tokens than a fit alone would keep."""
+        some: list[Step] = []
+        total = 0.0
+        for size, step in sorted(
+            ((self._size(s), s) for s in steps), key=itemgetter(0)
+        ):
+            if some and total + size > self._limit:
+                yield some
+                some, total = [], 0.0
+            some.append(step)
+            total += size
         yield some
 
+    def _size(self, step: Step) -> float:
+        """Tokens of a step; without end where it cannot be stacked."""
+        if id(step.network) not in (self._places or ()):
+            return math.inf
+        return sum(step.network.lengths(step.items))
 
-def share(steps: Sequence[Step]) -> SharedPass:
-    """One pass for the networks whose updates can be stacked."""
+    def _learn_stacked(self, steps: Sequence[Step]) -> bool:
+        """Gradients of several fits in one pass: as they share no trained tensor, their own."""
+        assert self._shared is not None
+        assert self._places is not None
+        items = [item for step in steps for item in step.items]
+        counts = [len(step.items) for step in steps]
+        owners = np.repeat([self._places[id(step.network)] for step in steps], counts)
+        try:
+            with steps[0].network.own_context():
+                for step in steps:
+                    step.optimizer.zero_grad()
+                features = self._shared.forward(items, np.arange(len(items)), owners)
+                parts = features.split(counts)
+                losses = [s.loss_of(part) for s, part in zip(steps, parts, strict=True)]
+                torch.autograd.backward(losses)
+        except Exception:  # of one of them, which finds it by itself, or lack of memory
+            self._limit = sum(map(self._size, steps)) / 2
+            return False
+        for step, loss in zip(steps, losses, strict=True):
+            step.loss = loss.detach()
+        return True
+
+
+def share(steps: Sequence[Step]) -> SharedPass | None:
+    """One pass for the networks whose updates can be stacked; None where there is none."""
     able = {
         str(step.seat): step.network
         for step in steps
         if updates_of(step.network) is not None
         and not any(part.p for part in step.network.live.dropouts)
     }
-    able = able or {"": steps[0].network}
+    if len(able) < 2:
+        return None
     with stirred(list(able.values())):
-        return SharedPass(able, steps[0].items)
+        items = [item for step in steps for item in step.items]
+        shared = SharedPass(able, items, trained=True)
+    return shared if shared.stacked else None
 
 
 @contextmanager
@@ -210,10 +221,12 @@ def run_together(jobs: Sequence[Callable[[Learn], Any]]) -> list[Any]:
 
 def _run_at_once(jobs: Sequence[Callable[[Learn], Any]]) -> list[Any]:
     lockstep, config = Lockstep(len(jobs)), get_config()
+    gpu = torch.cuda.current_device() if torch.cuda.is_available() else None
 
     def attend(seat: int, job: Callable[[Learn], Any]) -> Any:
+        place = nullcontext() if gpu is None else torch.cuda.device(gpu)
         try:
-            with config_context(**config):  # which each thread has of its own
+            with config_context(**config), place:  # which each thread has of its own
                 return job(partial(lockstep.learn, seat))
         except BaseException as error:
             lockstep.stop(error)

@@ -25,14 +25,43 @@ _MERGED_AT_ONCE = 8
 
 
 class Route:
-    """Which network each row of the present batch is for; None: the frozen encoder alone.
+    """Which network each row of the present batch is for.
 
-    `factors` are those of layers whose networks are not trained any more.
+    Parameters
+    ----------
+    device : torch.device
+        Where the batch is.
     """
 
-    def __init__(self) -> None:
-        self.rows: Tensor | None = None
-        self.factors: dict[StackedLoRA, tuple[Tensor, Tensor]] = {}
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.clear()
+
+    def clear(self) -> None:
+        """From here on rows are for the frozen encoder alone."""
+        self.owners: Tensor | None = None
+
+    def lead(self, owners: np.ndarray) -> None:
+        """Say of each row which network it is for.
+
+        Side by side the rows of every network fill `slots`, row after row for each of
+        `present`; where one has fewer than another its first row stands again. `places`
+        are those in which the rows stand themselves.
+        """
+        present, rank, counts = np.unique(
+            owners, return_inverse=True, return_counts=True
+        )
+        order, width = np.argsort(rank, kind="stable"), counts.max()
+        starts = np.cumsum(counts) - counts
+        slots = np.repeat(order[starts], width)
+        taken = rank[order] * width + np.arange(len(order)) - starts[rank[order]]
+        slots[taken] = order
+        places = np.empty_like(order)
+        places[order] = taken
+        self.owners, self.present, self.slots, self.places = (
+            moved(torch.from_numpy(numbers), self.device)
+            for numbers in (owners, present, slots, places)
+        )
 
 
 class StackedLoRA(AdaptedLayer):
@@ -43,17 +72,24 @@ class StackedLoRA(AdaptedLayer):
     base : torch.nn.Module
         The frozen layer.
     updates : sequence of LoRALinear or None
-        Of each network what stands here, whose tensors are used as they are.
+        Of each network what stands here.
     route : Route
         Says which update a row gets.
+    trained : bool
+        Whether the updates change, and get gradients.
     """
 
     def __init__(
-        self, base: nn.Module, updates: Sequence[LoRALinear | None], route: Route
+        self,
+        base: nn.Module,
+        updates: Sequence[LoRALinear | None],
+        route: Route,
+        trained: bool,
     ) -> None:
         super().__init__(base)
         self.updates = list(updates)  # not parts of this module, which owns no tensor
         self.route = route
+        self.kept = None if trained else self.factors()
 
     def factors(self) -> tuple[Tensor, Tensor]:
         """Of all updates, lower ranks filled up with zeros.
@@ -71,12 +107,31 @@ class StackedLoRA(AdaptedLayer):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (batch, ..., in) to (batch, ..., out)."""
-        output, rows = self.base(x), self.route.rows
-        if rows is None:
+        output, owners = self.base(x), self.route.owners
+        if owners is None:
             return output
-        down, up = self.route.factors.get(self) or self.factors()
-        inner = x.reshape(len(rows), -1, x.shape[-1]) @ down[rows].mT
-        return output + (inner @ up[rows]).reshape(output.shape)
+        if len(x) != len(owners):
+            raise ValueError(
+                f"{len(x)} rows came to a layer in a batch of {len(owners)}: it cannot be "
+                "told whose they are."
+            )
+        rows = x.reshape(len(x), -1, x.shape[-1])
+        update = self._picked(rows, owners) if self.kept else self._side_by_side(rows)
+        return output + update.reshape(output.shape)
+
+    def _picked(self, rows: Tensor, owners: Tensor) -> Tensor:
+        """Updates of rows, for each of which the factors are picked."""
+        assert self.kept is not None
+        down, up = self.kept
+        return rows @ down[owners].mT @ up[owners]
+
+    def _side_by_side(self, rows: Tensor) -> Tensor:
+        """Updates of rows, those of a network together: memory does not grow with rank."""
+        route = self.route
+        down, up = (factor.index_select(0, route.present) for factor in self.factors())
+        beside = rows.index_select(0, route.slots).view(len(down), -1, rows.shape[-1])
+        update = (beside @ down.mT @ up).view(len(route.slots), *rows.shape[1:-1], -1)
+        return update.index_select(0, route.places)
 
 
 def updates_of(network: AdapterNetwork) -> dict[str, LoRALinear] | None:
@@ -109,27 +164,27 @@ class SharedPass:
         By task. Networks without an adapter are one.
     items : sequence of Item
         A few of them serve to try whether sharing gives the features of each network.
+    trained : bool, default=False
+        Whether the networks are still trained.
     """
 
     def __init__(
-        self, networks: dict[str, AdapterNetwork], items: Sequence[Item]
+        self,
+        networks: dict[str, AdapterNetwork],
+        items: Sequence[Item],
+        *,
+        trained: bool = False,
     ) -> None:
         self.tasks = networks
+        self.trained = trained
         plain = next((n for n in networks.values() if n.adapter is None), None)
         own = [plain if n.adapter is None else n for n in networks.values()]
         self.networks = list({id(n): n for n in own if n is not None}.values())
         place = {id(network): i for i, network in enumerate(self.networks)}
         self.owner = {name: place[id(n)] for name, n in zip(networks, own, strict=True)}
         self.first = self.networks[0]
-        self.route = Route()
+        self.route = Route(self.first.live.device)
         self._build(self.first.some(self.first.windows(items)))
-
-    def settle(self) -> None:
-        """From here on no network is trained: what was computed from its tensors stays."""
-        layers = [layer for part in self.parts for layer in part.module.modules()]
-        stacked = [layer for layer in layers if isinstance(layer, StackedLoRA)]
-        with torch.inference_mode(False), torch.no_grad():
-            self.route.factors = {layer: layer.factors() for layer in stacked}
 
     def is_stale(self, networks: dict[str, AdapterNetwork]) -> bool:
         """Whether a task was fitted again since."""
@@ -159,7 +214,7 @@ class SharedPass:
         """Split modules at a block, all or none."""
         halves: list[_prefix.Halves | None] = [None] * len(modules)
         if lowest:
-            self.route.rows = None
+            self.route.clear()
             halves = [self.first.halves_at(lowest, m, some) for m in modules]
         # All resume from the same states, or none does.
         if len({half and half.place for half in halves}) > 1:
@@ -178,7 +233,9 @@ class SharedPass:
         module = self.first.live.backbone.share_module()
         for name, layers in updates.items():
             base = module.get_submodule(name)
-            module.set_submodule(name, StackedLoRA(base, layers, self.route))
+            module.set_submodule(
+                name, StackedLoRA(base, layers, self.route, self.trained)
+            )
         return module
 
     def _is_right(self, some: Sequence[Item]) -> bool:
@@ -275,9 +332,7 @@ class SharedPass:
             )
             for chunk, part in self._chunks(pairs, owners, lengths, rows):
                 batch = first._collate([items[row] for row in rows[chunk]])
-                self.route.rows = moved(
-                    torch.from_numpy(owners[chunk]), first.live.device
-                )
+                self.route.lead(owners[chunk])
                 owner = self.networks[owners[chunk[0]]]
                 ready = owner.ready() if merge else nullcontext()
                 with ready, autocast_to(first.live):
@@ -295,7 +350,7 @@ class SharedPass:
         halves = self.parts[0].halves
         if halves is None:
             return None
-        self.route.rows = None
+        self.route.clear()
         return self.first.kept(halves.place, items, halves.states)
 
     def _chunks(

@@ -64,12 +64,20 @@ class Rows:
 
 
 LossOf = Callable[[Tensor], Tensor]
-#: Given a network, items and the loss of their features: fills in gradients, gives the loss.
-Learn = Callable[[AdapterNetwork, Sequence[Item], LossOf], Tensor]
+#: Fills in the gradients that an optimizer goes by, and gives the loss.
+Learn = Callable[
+    [AdapterNetwork, Sequence[Item], torch.optim.Optimizer, LossOf], Tensor
+]
 
 
-def learn(network: AdapterNetwork, items: Sequence[Item], loss_of: LossOf) -> Tensor:
-    """Gradients of a loss of the features of items; gives the loss."""
+def learn(
+    network: AdapterNetwork,
+    items: Sequence[Item],
+    optimizer: torch.optim.Optimizer,
+    loss_of: LossOf,
+) -> Tensor:
+    """Gradients of a loss of the features of items, in place of earlier ones; the loss."""
+    optimizer.zero_grad()
     loss = loss_of(network.forward(items))
     loss.backward()
     return loss.detach()
@@ -247,8 +255,7 @@ def epochs(
             loss_of = partial(
                 mean_objective, linear=linear, batch=batch, objective=objective
             )
-            optimizer.zero_grad()
-            losses.append(settings.learn(network, batch.items, loss_of))
+            losses.append(settings.learn(network, batch.items, optimizer, loss_of))
             update(optimizer, next(rate))
         mean = float(torch.stack(losses).mean())
         limit = limit or _EXPLODED * max(float(losses[0]), 1.0)

@@ -148,7 +148,6 @@ class AdapterBank:
             items = next(iter(used.values())).prepare(samples)
             if self._pass is None or self._pass.is_stale(used):
                 self._pass = SharedPass(used, items)
-                self._pass.settle()
             return self._pass.features(items, rows, tasks)
 
     def _check_tasks(self, names):

@@ -3,11 +3,12 @@
 import time
 import warnings
 from collections.abc import Iterable
-from functools import partial
 from itertools import groupby
-from typing import ClassVar
+from operator import itemgetter
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
+from sklearn.base import clone
 from sklearn.exceptions import FitFailedWarning
 from sklearn.metrics import check_scoring
 from sklearn.model_selection import PredefinedSplit, check_cv
@@ -218,58 +219,63 @@ class BaseAdapterCV:
         if self.eliminate:
             n_left = survivors(*shape)
         order = np.arange(len(candidates))
-        for some in self._rounds(n_left):
+        together = self._trains_together()
+        for some in self._rounds(n_left, together):
             if some[0]:
                 means = scores[order, : some[0]].mean(axis=1)
                 order = order[np.argsort(-means, kind="stable")[: n_left[some[0]]]]
-            found = self._run(
-                [
-                    partial(
-                        _fit_and_score,
-                        self._model(candidates[j]),
-                        X,
-                        y,
-                        sample_weight,
-                        folds[i],
-                        scorer,
-                    )
-                    for i in some
-                    for j in order
-                ]
+            cases = [(i, j) for i in some for j in order]
+            data = X, y, sample_weight
+            trials = (
+                Trial(self._model(candidates[j]), data, folds[i]) for i, j in cases
             )
-            for k, i in enumerate(some):
-                own = found[k * len(order) : (k + 1) * len(order)]
-                _tell_failures(i, own, len(candidates))
-                scores[order, i] = [score for score, *_ in own]
-                seconds[:, order, i] = np.transpose([times for _, times, _ in own])
-                failed[order, i] = [error is not None for *_, error in own]
+            errors = {}
+            for (i, j), (score, times, error) in zip(
+                cases, self._run(trials, scorer, together), strict=True
+            ):
+                scores[j, i], seconds[:, j, i] = score, times
+                if error is not None:
+                    failed[j, i] = True
+                    errors.setdefault(j, (i, error))
+            n_out = len(candidates) - len(order)
             order = order[~failed[order].any(axis=1)]
+            _tell_failures(errors, len(order), n_out)
         return _results(candidates, scores, seconds, failed)
 
-    def _rounds(self, n_left):
-        """Numbers of the folds that are run at once: those that are, have equal candidates."""
+    def _rounds(self, n_left, together):
+        """Numbers of the folds between two eliminations, or one by one."""
         folds = range(len(n_left))
-        if self.n_jobs in (None, 1) and not self._trains_together():
+        if self.n_jobs in (None, 1) and not together:
             return [[fold] for fold in folds]
         return [list(some) for _, some in groupby(folds, n_left.__getitem__)]
 
     def _trains_together(self):
         """Whether fits share their steps: on a GPU, which has room for many at once.
 
-        Not with a callback of the user, who need not think of threads.
+        Not where the user watches, with a callback that need not think of threads.
         """
         from skpeft._device import resolve_device
 
-        is_alone = self.n_jobs is None and self.callback is None
-        return is_alone and resolve_device(self.device).type != "cpu"
+        watched = self.callback is not None or self.verbose
+        alone = self.n_jobs is not None or watched
+        return not alone and resolve_device(self.device).type != "cpu"
 
-    def _run(self, jobs):
-        """Results of fits that do not need each other."""
-        if self._trains_together():
-            from skpeft._lockstep import run_together
+    def _run(self, trials, scorer, together):
+        """Score, seconds and error of each trial."""
+        if not together:
+            return Parallel(n_jobs=self.n_jobs)(
+                delayed(trial.run)(scorer) for trial in trials
+            )
+        from skpeft._lockstep import run_together
 
-            return run_together(jobs)
-        return Parallel(n_jobs=self.n_jobs)(delayed(job)() for job in jobs)
+        trials = list(trials)
+        some = [i for i, trial in enumerate(trials) if trial.stacks]
+        fits = run_together([trials[i].fit for i in some])
+        fitted = dict(zip(some, fits, strict=True))
+        return [
+            trial.score(fitted.pop(i), scorer) if i in fitted else trial.run(scorer)
+            for i, trial in enumerate(trials)
+        ]
 
     def save_pretrained(self, folder):
         """Save the best estimator as a folder without pickle.
@@ -298,40 +304,76 @@ def _learned(estimator):
     return {n: v for n, v in vars(estimator).items() if n.endswith("_") or n in private}
 
 
-def _tell_failures(fold, found, n_candidates):
-    """Warn of the candidates that failed in a fold; raise where all did."""
-    errors = [error for *_, error in found if error is not None]
-    if len(errors) == len(found):
-        if len(found) < n_candidates:
-            errors[0].add_note(
-                f"All candidates still in the race failed in fold {fold}; others were "
+def _tell_failures(errors, n_left, n_out):
+    """Warn of candidates that failed, with fold and error; raise where none is left."""
+    if errors and not n_left:
+        fold, error = max(errors.values(), key=itemgetter(0))
+        if n_out:
+            error.add_note(
+                f"All candidates still in the race have failed after fold {fold}; others were "
                 "out before. eliminate=False runs each on all folds until it fails."
             )
-        raise errors[0]
-    for error in errors:
+        raise error
+    for fold, error in errors.values():
         message = f"A candidate failed in fold {fold} and is out: {error}"
         warnings.warn(message, FitFailedWarning, stacklevel=5)
 
 
-def _fit_and_score(model, X, y, sample_weight, fold, scorer, learn=None):
-    """Score, seconds of fit and of scoring, and what went wrong."""
-    train, test = fold
-    model._learn = learn
-    model._keeps_interrupted = False  # only whole fits are compared
-    start = time.perf_counter()
-    weights = None if sample_weight is None else _safe_indexing(sample_weight, train)
-    try:
-        model.fit(_safe_indexing(X, train), _safe_indexing(y, train), weights)
-        fitted = time.perf_counter()
-        score = float(scorer(model, _safe_indexing(X, test), _safe_indexing(y, test)))
-        if np.isnan(score):
-            raise ValueError(
-                f"its score on {len(test)} held-out rows is NaN. Use a scoring that is "
-                "defined for the rows of every fold, or other folds."
+class Trial(NamedTuple):
+    """A candidate in a fold: an unfitted model, (X, y, weights), and numbers of rows."""
+
+    model: Any
+    data: tuple
+    fold: tuple
+
+    @property
+    def stacks(self):
+        """Whether the fit can share its passes with others: with LoRA, but for dropout."""
+        from skpeft.adapters import LoRA, resolve_adapter
+
+        adapter = resolve_adapter(self.model.adapter, self.model.rank)
+        return type(adapter) is LoRA and not (adapter.dropout or adapter.use_dora)
+
+    def fit(self, learn=None):
+        """Fit a copy; gives it, the seconds, and what went wrong."""
+        model, start = clone(self.model), time.perf_counter()
+        X, y, weights = (
+            None if values is None else _safe_indexing(values, self.fold[0])
+            for values in self.data
+        )
+        model._keeps_interrupted = False  # only whole fits are compared
+        model._learn = learn
+        try:
+            model.fit(X, y, weights)
+        except Exception as error:  # this candidate is out, with a warning
+            return None, np.nan, error
+        finally:
+            del model._learn
+        return model, time.perf_counter() - start, None
+
+    def score(self, fitted, scorer):
+        """Score, seconds of fit and of scoring, and what went wrong, of a fit."""
+        model, seconds, error = fitted
+        if error is not None:
+            return np.nan, (np.nan, np.nan), error
+        X, y, _ = self.data
+        rows, start = self.fold[1], time.perf_counter()
+        try:
+            score = float(
+                scorer(model, _safe_indexing(X, rows), _safe_indexing(y, rows))
             )
-    except Exception as error:  # this candidate is out, with a warning
-        return np.nan, (np.nan, np.nan), error
-    return score, (fitted - start, time.perf_counter() - fitted), None
+            if np.isnan(score):
+                raise ValueError(
+                    f"its score on {len(rows)} held-out rows is NaN. Use a scoring that is "
+                    "defined for the rows of every fold, or other folds."
+                )
+        except Exception as error:  # as above
+            return np.nan, (np.nan, np.nan), error
+        return score, (seconds, time.perf_counter() - start), None
+
+    def run(self, scorer):
+        """Fit and score."""
+        return self.score(self.fit(), scorer)
 
 
 def _results(candidates, scores, seconds, failed):
@@ -393,7 +435,8 @@ class AdapterClassifierCV(BaseAdapterCV, AdapterClassifier):  # type: ignore[mis
         `GridSearchCV`, all of them.
     n_jobs : int or None, default=None
         Processes in which the fits between two eliminations run, as in `GridSearchCV`. None:
-        one by one, or on a GPU without a `callback` together, their LoRA updates stacked.
+        one by one, or those of LoRA on a GPU together, without `callback` and `verbose`; 1:
+        one by one there too.
     objective, head, class_weight, label_texts : object
         As in `AdapterClassifier`, for every candidate.
     max_epochs, batch_size, weight_decay, warmup_fraction, shrinkage : object
@@ -407,7 +450,8 @@ class AdapterClassifierCV(BaseAdapterCV, AdapterClassifier):  # type: ignore[mis
     ----------
     cv_results_ : dict of str to ndarray
         As of `GridSearchCV`: "params", "param_rank" and so on, "split0_test_score" and so
-        on, "mean_test_score", "rank_test_score", seconds. A fold that a candidate was left
+        on, "mean_test_score", "rank_test_score", seconds, which of fits that train together
+        include waiting for each other. A fold that a candidate was left
         out of has NaN; "n_splits" is the number of folds that it was in.
     best_params_ : dict
         The chosen "adapter", "rank", "layers" and "learning_rate".
@@ -543,7 +587,8 @@ class AdapterRegressorCV(BaseAdapterCV, AdapterRegressor):  # type: ignore[misc]
         `GridSearchCV`, all of them.
     n_jobs : int or None, default=None
         Processes in which the fits between two eliminations run, as in `GridSearchCV`. None:
-        one by one, or on a GPU without a `callback` together, their LoRA updates stacked.
+        one by one, or those of LoRA on a GPU together, without `callback` and `verbose`; 1:
+        one by one there too.
     objective, head : object
         As in `AdapterRegressor`, for every candidate.
     max_epochs, batch_size, weight_decay, warmup_fraction, shrinkage : object
@@ -557,7 +602,8 @@ class AdapterRegressorCV(BaseAdapterCV, AdapterRegressor):  # type: ignore[misc]
     ----------
     cv_results_ : dict of str to ndarray
         As of `GridSearchCV`: "params", "param_rank" and so on, "split0_test_score" and so
-        on, "mean_test_score", "rank_test_score", seconds. A fold that a candidate was left
+        on, "mean_test_score", "rank_test_score", seconds, which of fits that train together
+        include waiting for each other. A fold that a candidate was left
         out of has NaN; "n_splits" is the number of folds that it was in.
     best_params_ : dict
         The chosen "adapter", "rank", "layers" and "learning_rate".

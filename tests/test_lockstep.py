@@ -1,10 +1,15 @@
 """Fits that train together: each is what it would be by itself."""
 
+import gc
+import pickle
 import threading
+from copy import deepcopy
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from sklearn import config_context, get_config
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
@@ -15,10 +20,13 @@ from skpeft import (
     AdapterRegressor,
     AdapterRegressorCV,
     _lockstep,
+    _shared,
     _training,
 )
-from skpeft._lockstep import run_together
+from skpeft._lockstep import Lockstep, run_together
+from skpeft._network import AdapterNetwork
 from skpeft.adapters import LoRA
+from skpeft.adapters.lora import LoRALinear
 from skpeft.encoders import TextEncoder, TinyTextEncoder
 from skpeft.objectives import OBJECTIVES, CrossEntropy
 
@@ -66,14 +74,21 @@ def assert_as_alone(models, data, atol=ROUNDING):
 
 @pytest.fixture
 def stacked(monkeypatch):
-    """How many fits there were in each stacked step."""
-    counts, run = [], _lockstep.Lockstep._run_some
+    """How many fits went through together, pass by pass; 1: a step alone."""
+    counts = []
+    stacked, alone = _lockstep.Lockstep._learn_stacked, _lockstep.Step.learn_alone
 
-    def counted(self, steps, places):
-        counts.append(len(steps))
-        return run(self, steps, places)
+    def counted(self, steps):
+        done = stacked(self, steps)
+        counts.extend([len(steps)] * done)
+        return done
 
-    monkeypatch.setattr(_lockstep.Lockstep, "_run_some", counted)
+    def counted_alone(self):
+        counts.append(1)
+        alone(self)
+
+    monkeypatch.setattr(_lockstep.Lockstep, "_learn_stacked", counted)
+    monkeypatch.setattr(_lockstep.Step, "learn_alone", counted_alone)
     return counts
 
 
@@ -238,6 +253,78 @@ def test_error_of_one_step_is_that_of_its_fit(adapter):
     assert_fails_alone(moody, "not today")
 
 
+class WithoutGraph(CrossEntropy):
+    """Forgets where its values come from."""
+
+    def value(self, outputs, targets):
+        return super().value(outputs, targets).detach()
+
+
+def test_loss_without_gradient_is_an_error_of_its_fit():
+    lost = AdapterClassifier(**OWN, objective=WithoutGraph())
+    assert_fails_alone(lost, "does not require grad")
+
+
+class BrokenBackward(CrossEntropy):
+    """Has no way back."""
+
+    def value(self, outputs, targets):
+        values = super().value(outputs, targets)
+        values.register_hook(self.refuse)
+        return values
+
+    def refuse(self, gradient):
+        raise RuntimeError("no way back")
+
+
+def test_backward_pass_that_raises_is_an_error_of_its_fit():
+    broken = AdapterClassifier(**OWN, objective=BrokenBackward())
+    assert_fails_alone(broken, "no way back")
+
+
+def test_pass_that_needs_too_much_memory_is_made_smaller(monkeypatch, stacked):
+    forward = _shared.SharedPass.forward
+
+    def limited(self, items, *pairs):
+        if len(items) > 70:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return forward(self, items, *pairs)
+
+    monkeypatch.setattr(_shared.SharedPass, "forward", limited)
+    models = [AdapterClassifier(**OWN, rank=rank) for rank in (1, 2, 3, 4)]
+    assert_as_alone(models, [(TEXTS, LABELS)] * 4)
+    assert 1 in stacked
+    assert 1 < max(stacked) < 4
+
+
+def test_adapters_with_dropout_draw_what_they_draw_alone():
+    models = [AdapterClassifier(**OWN, adapter=LoRA(r, dropout=0.4)) for r in (2, 4)]
+    assert_as_alone(models, [(TEXTS, LABELS)] * 2)
+
+
+@given(st.lists(st.integers(0, 4), min_size=1, max_size=30))
+def test_rows_of_a_network_stand_side_by_side(owners):
+    route = _shared.Route(torch.device("cpu"))
+    route.lead(np.array(owners))
+    present = route.present.tolist()
+    slots = route.slots.view(len(present), -1).tolist()
+    assert present == sorted(set(owners))
+    for network, rows in zip(present, slots, strict=True):
+        assert {owners[row] for row in rows} == {network}
+    assert route.slots[route.places].tolist() == list(range(len(owners)))
+
+
+def test_rows_that_come_mixed_up_are_refused():
+    base = torch.nn.Linear(3, 2)
+    update = LoRALinear(base, 1, 1.0, 0.0, torch.Generator())
+    route = _shared.Route(torch.device("cpu"))
+    layer = _shared.StackedLoRA(base, [update, None], route, trained=True)
+    route.lead(np.array([0, 1]))
+    assert layer(torch.zeros(2, 5, 3)).shape == (2, 5, 2)
+    with pytest.raises(ValueError, match="10 rows came to a layer in a batch of 2"):
+        layer(torch.zeros(10, 3))
+
+
 @KINDS
 @pytest.mark.parametrize("eliminate", [True, False])
 def test_search_finds_what_it_finds_alone(kind, y, eliminate, together, monkeypatch):
@@ -261,6 +348,60 @@ def test_search_finds_what_it_finds_alone(kind, y, eliminate, together, monkeypa
     assert (found.cv_results_["mean_fit_time"] > 0).all()
 
 
+@pytest.mark.parametrize(
+    "scoring", [lambda m, X, y: -len(pickle.dumps(m)), lambda m, X, y: id(deepcopy(m))]
+)
+def test_scorer_may_copy_the_model(scoring, together):
+    cv = AdapterClassifierCV(**OWN, ranks=[2, 4], cv=2, scoring=scoring)
+    assert np.isfinite(cv.fit(TEXTS, LABELS).best_score_)
+
+
+def test_scorers_are_asked_one_by_one(together):
+    main = threading.current_thread()
+
+    def score(model, X, y):
+        return float(threading.current_thread() is main)
+
+    cv = AdapterClassifierCV(**OWN, ranks=[2, 4], cv=2, scoring=score)
+    assert cv.fit(TEXTS, LABELS).best_score_ == 1.0
+
+
+def test_only_fits_that_can_share_passes_are_alive_together(together, stacked):
+    alive = []
+
+    def score(model, X, y):
+        networks = [o for o in gc.get_objects() if type(o) is AdapterNetwork]
+        alive.append(len(networks))
+        return 1.0
+
+    cv = AdapterClassifierCV(
+        **OWN, adapters=["full", "hira"], layers=[1, 2], cv=2, scoring=score
+    )
+    gc.collect()
+    before = len([o for o in gc.get_objects() if type(o) is AdapterNetwork])
+    cv.set_params(ranks=[2], refit=False).fit(TEXTS, LABELS)
+    assert max(alive) <= before + 2
+    assert not stacked
+
+
+@pytest.mark.parametrize(
+    ("sizes", "ranks"), [([11, 12], [1, 2]), ([13, 11, 12], [3, 4, 1, 2])]
+)
+def test_candidates_that_all_fail_in_one_round(sizes, ranks, together, monkeypatch):
+    def score(model, X, y):
+        if len(X) == 10 + model.rank:
+            raise ValueError(f"not rank {model.rank}")
+        return -float(model.rank)
+
+    folds = [(np.arange(20), np.arange(20, 20 + size)) for size in sizes]
+    own = {"ranks": ranks, "cv": folds, "eliminate": len(ranks) > 2}
+    for _ in range(2):  # together, and one by one
+        with pytest.raises(ValueError, match="not rank 2") as caught:
+            AdapterClassifierCV(**OWN, **own, scoring=score).fit(TEXTS, LABELS)
+        assert len(ranks) == 2 or "others were out" in caught.value.__notes__[0]
+        monkeypatch.undo()
+
+
 def test_candidates_train_together_where_there_is_a_gpu_and_no_callback(monkeypatch):
     def asks(**params):
         return AdapterClassifierCV("tiny", **params)._trains_together()
@@ -272,17 +413,19 @@ def test_candidates_train_together_where_there_is_a_gpu_and_no_callback(monkeypa
     assert asks()
     assert not asks(n_jobs=2)
     assert not asks(callback=print)
+    assert not asks(verbose=1)
 
 
-def test_rounds_hold_folds_of_equally_many_candidates(together):
+def test_rounds_hold_folds_of_equally_many_candidates():
     cv = AdapterClassifierCV("tiny")
-    assert cv._rounds([4, 2, 2, 1, 1]) == [[0], [1, 2], [3, 4]]
-    assert cv._rounds([2, 2, 2]) == [[0, 1, 2]]
+    assert cv._rounds([4, 2, 2, 1, 1], True) == [[0], [1, 2], [3, 4]]
+    assert cv._rounds([2, 2, 2], True) == [[0, 1, 2]]
 
 
 def test_processes_get_the_fits_of_a_round_at_once():
-    assert AdapterClassifierCV("tiny", n_jobs=2)._rounds([2, 1, 1]) == [[0], [1, 2]]
-    assert AdapterClassifierCV("tiny")._rounds([2, 1, 1]) == [[0], [1], [2]]
+    cv = AdapterClassifierCV("tiny", n_jobs=2)
+    assert cv._rounds([2, 1, 1], False) == [[0], [1, 2]]
+    assert AdapterClassifierCV("tiny")._rounds([2, 1, 1], False) == [[0], [1], [2]]
 
 
 def test_settings_of_scikit_learn_hold_in_the_threads():
@@ -323,3 +466,13 @@ def test_thread_that_cannot_start_ends_the_others(monkeypatch):
     models = [AdapterClassifier(**OWN, rank=rank) for rank in (1, 2)]
     with pytest.raises(RuntimeError, match="start new thread"):
         run_together(fits(models, [(TEXTS, LABELS)] * 2))
+
+
+def test_interrupt_counts_while_a_step_runs():
+    lockstep, error = Lockstep(1), KeyboardInterrupt()
+    thread = threading.Thread(target=lockstep.stop, args=(error,))
+    with lockstep._meeting:  # as whoever runs a step
+        thread.start()
+        thread.join(0.2)
+        assert lockstep._stopped is error
+    thread.join()
