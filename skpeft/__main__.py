@@ -236,25 +236,34 @@ def _check_classes(y, args):
 def _predict(args):
     model = _load(args.model)
     columns, rows = _read(args.file)
-    X = _texts(columns, rows, args)
+    texts = [_column(columns, name, args.file) for name in args.text]
+    read = [i for i, row in enumerate(rows) if all(row[j].strip() for j in texts)]
+    if len(read) < len(rows):
+        _note(f"rows without a prediction for lack of a text: {len(rows) - len(read)}")
+    if not read:
+        raise ValueError(f"{args.file} has no row with a text")
+    X = _texts(columns, [rows[i] for i in read], args)
     found = model.predict(X)
     names = ["prediction"]
     if found.ndim == 2:
         several = getattr(model, "classes_", range(found.shape[1]))
         names = [f"prediction of {name}" for name in several]
-    added = dict(zip(names, np.atleast_2d(found.T).tolist(), strict=True))
+    added = list(np.reshape(found, (len(X), -1)).tolist())
     if args.proba:
         if not hasattr(model, "predict_proba"):
             raise ValueError(f"the model in {args.model} gives no probabilities")
-        table = model.predict_proba(X).T.tolist()
-        names = [f"probability of {label}" for label in model.classes_]
-        added |= dict(zip(names, table, strict=True))
-    taken = sorted(added.keys() & set(columns))
+        names += [f"probability of {label}" for label in model.classes_]
+        added = [
+            a + b for a, b in zip(added, model.predict_proba(X).tolist(), strict=True)
+        ]
+    taken = sorted(set(names) & set(columns))
     if taken:
         raise ValueError(f"{args.file} has the columns {taken} already; rename them")
+    known = dict(zip(read, added, strict=True))
+    blank = [""] * len(names)
     _write(
-        [*columns, *added],
-        ([*row, *more] for row, *more in zip(rows, *added.values(), strict=True)),
+        [*columns, *names],
+        ([*row, *known.get(i, blank)] for i, row in enumerate(rows)),
     )
 
 

@@ -214,7 +214,7 @@ class BaseAdapterEstimator(
 
     def _check_rows(self, X, y, sample_weight, modality, *, reset):
         """Check X, y and weights, and drop the rows of weight 0."""
-        from skpeft._data import Data, check_samples
+        from skpeft._data import Data, check_samples, look_swapped
 
         if y is None:
             raise ValueError(
@@ -222,6 +222,11 @@ class BaseAdapterEstimator(
                 "Call fit(X, y) with one target a row."
             )
         samples = check_samples(self, X, modality, reset=reset)
+        if isinstance(y, str):
+            raise ValueError(
+                f"y is {y!r:.80}, a single str; one target a row is expected. Pass the "
+                "column, such as frame['label'], and not its name."
+            )
         try:
             y = self._check_y(y)
         except ValueError as error:
@@ -238,6 +243,14 @@ class BaseAdapterEstimator(
             warnings.warn(
                 "X is read as pairs of texts, and one text of each pair is the target "
                 "itself. Pass the column of texts alone.",
+                UserWarning,
+                stacklevel=4,
+            )
+        if self._task == "classification" and look_swapped(samples, y):
+            warnings.warn(
+                f"Of {len(y)} rows X has {len(set(samples))} different texts and y "
+                f"{len(set(y))} different labels. If X and y were swapped, it is fit(X, y) "
+                "with the labels last.",
                 UserWarning,
                 stacklevel=4,
             )

@@ -174,10 +174,15 @@ def _check_table(rows: list) -> list:
 
 def _check_text(text, place: str) -> str:
     if not isinstance(text, str):
+        remedy = "Fill or drop missing entries."
+        if not _is_missing(text):
+            remedy = (
+                "Select the column of texts, or turn them into str; for rows of numbers "
+                "pass encoder=ArrayEncoder()."
+            )
         raise ValueError(
             f"{place} is {text!r:.80} of type {type(text).__name__}, but the encoder of "
-            "this estimator reads texts: every entry must be a str. Fill or drop missing "
-            "entries; for rows of numbers pass encoder=ArrayEncoder()."
+            f"this estimator reads texts: every entry must be a str. {remedy}"
         )
     try:
         text.encode()
@@ -235,6 +240,13 @@ def _is_missing(label) -> bool:
     pandas = sys.modules.get("pandas")
     missing = [None, *(getattr(pandas, name, None) for name in ("NA", "NaT"))]
     return any(label is one for one in missing)
+
+
+def look_swapped(samples: Sequence, y: np.ndarray) -> bool:
+    """Whether texts repeat as labels do, and labels hardly as texts do not."""
+    if not isinstance(samples[0], str) or y.ndim > 1 or not isinstance(y[0], str):
+        return False
+    return 5 * len(set(samples)) < len(y) < 2 * len(set(y))
 
 
 def n_columns(y) -> int:

@@ -13,9 +13,11 @@ def resolve_device(device: str) -> torch.device:
             torch.empty(0, device=found)
         except (RuntimeError, AssertionError) as error:
             reason = str(error).splitlines()[0].split(". ")[0]
+            named = "Expected one of" not in reason  # else torch lists all there are
             raise ValueError(
-                f"device={device!r} cannot be used on this machine ({reason}). Give "
-                "'auto', 'cpu', or a device that torch finds here."
+                f"device={device!r} cannot be used on this machine"
+                f"{f' ({reason})' if named else ''}. Give 'auto', 'cpu', or a device that "
+                "torch finds here, such as 'cuda' for a GPU of NVIDIA or AMD."
             ) from error
         return found
     if torch.cuda.is_available():

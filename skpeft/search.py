@@ -75,7 +75,7 @@ class BaseAdapterCV:
             "n_jobs": [Integral, None],
         }
 
-    def fit(self, X, y, sample_weight=None, *, groups=None):
+    def fit(self, X, y=None, sample_weight=None, *, groups=None):
         """Cross-validate the candidates, then fit the best on all rows.
 
         An error leaves an earlier fit as it was. An interrupt ends the search, and leaves
@@ -171,6 +171,14 @@ class BaseAdapterCV:
                     f"Fold {i} of cv has {len(train)} rows to train on and {len(test)} to "
                     "score, where rows of weight 0 do not count. Give folds that have both."
                 )
+            if self._task == "classification" and y.ndim == 1:
+                classes = np.unique(y[train])
+                if len(classes) < 2:
+                    raise ValueError(
+                        f"The {len(train)} training rows of fold {i} hold one class only, "
+                        f"{classes.tolist()}. Give more rows of the others, or folds that "
+                        "have them."
+                    )
         return folds
 
     def _refit(self, params, X, y, sample_weight):

@@ -1083,3 +1083,36 @@ def test_fit_does_not_depend_on_the_scale_of_weights(objective, scale):
     np.testing.assert_allclose(
         scaled.predict_proba(TEXTS), plain.predict_proba(TEXTS), atol=1e-4
     )
+
+
+def test_name_of_a_column_as_y_is_told_from_the_column():
+    with pytest.raises(ValueError, match="Pass the column, such as frame"):
+        AdapterClassifier("tiny").fit(["a b", "c d"], "label")
+
+
+def test_swapped_texts_and_labels_are_pointed_out_though_some_texts_repeat():
+    texts = [f"word{i} here" for i in range(20)]
+    texts[1] = texts[0]
+    teams = ["air", "sea"] * 10
+    quick = AdapterClassifier("tiny", max_epochs=1, shrinkage=0.0, random_state=0)
+    with pytest.warns(UserWarning, match="20 rows X has 2 different texts and y 19"):
+        quick.fit(teams, texts)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        quick.fit(texts, teams)
+        quick.fit(teams, teams)
+
+
+@pytest.mark.parametrize(
+    ("entry", "remedy"),
+    [
+        (None, "Fill or drop missing entries."),
+        (float("nan"), "Fill or drop missing entries."),
+        (3, "Select the column of texts"),
+        (b"a", "turn them into str"),
+    ],
+)
+def test_entry_that_is_no_text_gets_its_own_remedy(entry, remedy):
+    with pytest.raises(ValueError, match=r"X\[1\] is") as caught:
+        AdapterClassifier("tiny").fit(["a b", entry], ["x", "y"])
+    assert remedy in str(caught.value)

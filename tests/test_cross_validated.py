@@ -455,3 +455,17 @@ def test_interrupt_ends_the_search_and_forgets_an_earlier_one(epoch, monkeypatch
     assert len(steps) == epoch
     with pytest.raises(NotFittedError):
         cv.predict(TEXTS)
+
+
+def test_fold_of_one_class_is_named():
+    labels = np.array(["+"] * 29 + ["-"])
+    folds = KFold(3)
+    with pytest.raises(
+        ValueError, match=r"20 training rows of fold 2 .* only, \['\+'\]"
+    ):
+        AdapterClassifierCV(**OWN, ranks=[2], cv=folds).fit(TEXTS, labels)
+
+
+def test_fit_without_y_says_what_single_estimators_say():
+    with pytest.raises(ValueError, match="requires y to be passed"):
+        AdapterClassifierCV(**OWN).fit(TEXTS)

@@ -109,6 +109,25 @@ def test_predict_writes_the_table_with_predictions_and_probabilities(
     np.testing.assert_allclose(shown, clf.predict_proba(BODIES), atol=1e-5)
 
 
+@pytest.mark.parametrize("proba", [[], ["--proba"]])
+def test_rows_without_a_text_are_predicted_to_be_nothing(
+    proba, model, tmp_path, capsys
+):
+    table = "n,body\n1,plane lands\n2,  \n3,\n4,ship sails\n"
+    (tmp_path / "blank.csv").write_text(table, encoding="utf-8")
+    (_, *rows), err = run(
+        capsys, "predict", model, tmp_path / "blank.csv", "--text", "body", *proba
+    )
+    assert err == "rows without a prediction for lack of a text: 2\n"
+    assert [row[0] for row in rows] == list("1234")
+    given = [all(row[2:]) for row in rows]
+    assert given == [True, False, False, True]
+    assert not any(rows[1][2:] + rows[2][2:])
+    (tmp_path / "blank.csv").write_text("n,body\n1,\n", encoding="utf-8")
+    told = refused(capsys, "predict", model, tmp_path / "blank.csv", "--text", "body")
+    assert "has no row with a text" in told
+
+
 def test_pairs_and_numbers_are_fitted_and_predicted(file, tmp_path, capsys):
     texts, folder = ("--text", "body", "--text", "other"), tmp_path / "model"
     goal = ("--target", "size", "--adapter", "none", "--test-share", "0.25")
