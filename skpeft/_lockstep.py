@@ -97,9 +97,8 @@ class Lockstep:
 
     def stop(self, error: BaseException) -> None:
         """Raise an error in all fits at their next step."""
-        self._stopped = (
-            error  # first: an interrupt may come while the lock is waited for
-        )
+        # First, as an interrupt may come while the lock is waited for.
+        self._stopped = error
         with self._meeting:
             self._meeting.notify_all()
 
@@ -191,16 +190,13 @@ def stirred(networks: Sequence[AdapterNetwork]) -> Iterator[None]:
     """Inside, networks differ from each other, which before training they do not."""
     states = [network.state() for network in networks]
     random = RandomState(0)
+
+    def other(tensor: np.ndarray) -> np.ndarray:
+        return tensor + random.normal(0, 0.01, tensor.shape).astype(tensor.dtype)
+
     try:
         for network, state in zip(networks, states, strict=True):
-            network.load_state(
-                {
-                    name: random.normal(scale=0.1, size=tensor.shape).astype(
-                        tensor.dtype
-                    )
-                    for name, tensor in state.items()
-                }
-            )
+            network.load_state({name: other(t) for name, t in state.items()})
         yield
     finally:
         for network, state in zip(networks, states, strict=True):

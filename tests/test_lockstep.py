@@ -27,7 +27,7 @@ from skpeft._lockstep import Lockstep, run_together
 from skpeft._network import AdapterNetwork
 from skpeft.adapters import LoRA
 from skpeft.adapters.lora import LoRALinear
-from skpeft.encoders import TextEncoder, TinyTextEncoder
+from skpeft.encoders import TextEncoder, TinyTextEncoder, _tiny
 from skpeft.objectives import OBJECTIVES, CrossEntropy
 
 RNG = np.random.RandomState(0)
@@ -476,3 +476,21 @@ def test_interrupt_counts_while_a_step_runs():
         thread.join(0.2)
         assert lockstep._stopped is error
     thread.join()
+
+
+class FlippingBlock(_tiny.Block):
+    """Turns the order of rows, and back."""
+
+    def forward(self, hidden, mask):
+        return super().forward(hidden.flip(0), mask.flip(0)).flip(0)
+
+
+@pytest.mark.parametrize("precision", ["float32", "float64"])
+def test_encoder_that_mixes_rows_is_noticed_and_does_not_stack(
+    precision, monkeypatch, stacked
+):
+    monkeypatch.setattr(_tiny, "Block", FlippingBlock)
+    own = OWN | {"encoder": TinyTextEncoder(seed=987), "precision": precision}
+    models = [AdapterClassifier(**own, rank=rank) for rank in (2, 4)]
+    assert_as_alone(models, [(TEXTS, LABELS)] * 2)
+    assert set(stacked) == {1}
