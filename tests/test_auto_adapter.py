@@ -601,7 +601,7 @@ def test_bank_makes_only_the_weights_that_are_asked_for(monkeypatch):
     bank.predict(texts(2), task=["1", "1"])
     n_layers = len(models["1"]._network.live.reweighted)
     assert len(calls) == n_layers
-    monkeypatch.setattr("skpeft.bank._MERGED_AT_ONCE", 1)
+    monkeypatch.setattr("skpeft._shared._MERGED_AT_ONCE", 1)
     found = bank.transform(texts(9))
     assert len(calls) > n_layers
     for name, clf in models.items():
