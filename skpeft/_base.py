@@ -246,7 +246,7 @@ class BaseAdapterEstimator(
                 UserWarning,
                 stacklevel=4,
             )
-        if self._task == "classification" and look_swapped(samples, y):
+        if reset and self._task == "classification" and look_swapped(samples, y):
             warnings.warn(
                 f"Of {len(y)} rows X has {len(set(samples))} different texts and y "
                 f"{len(set(y))} different labels. If X and y were swapped, it is fit(X, y) "

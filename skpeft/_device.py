@@ -14,10 +14,11 @@ def resolve_device(device: str) -> torch.device:
         except (RuntimeError, AssertionError) as error:
             reason = str(error).splitlines()[0].split(". ")[0]
             named = "Expected one of" not in reason  # else torch lists all there are
+            example = "" if "cuda" in device else ", such as 'cuda' for a GPU of NVIDIA"
             raise ValueError(
                 f"device={device!r} cannot be used on this machine"
                 f"{f' ({reason})' if named else ''}. Give 'auto', 'cpu', or a device that "
-                "torch finds here, such as 'cuda' for a GPU of NVIDIA or AMD."
+                f"torch finds here{example}."
             ) from error
         return found
     if torch.cuda.is_available():

@@ -117,7 +117,10 @@ class Lockstep:
     @torch.inference_mode(False)
     def _run(self, steps: Sequence[Step]) -> None:
         if self._places is None:
-            self._shared = share(steps)
+            try:
+                self._shared = share(steps)
+            except Exception:  # each goes alone, then
+                self._shared = None
             known = self._shared.networks if self._shared else []
             self._places = {id(network): place for place, network in enumerate(known)}
         for some in self._few_by_few(steps):
@@ -127,17 +130,18 @@ class Lockstep:
                 step.learn_alone()
 
     def _few_by_few(self, steps: Sequence[Step]) -> Iterator[Sequence[Step]]:
-        """Steps that go through together: no more tokens than a fit alone would keep."""
+        """Steps that go through together, with no more tokens than a fit alone would keep.
+
+        Each counts as the largest of them, which it is filled up to.
+        """
         some: list[Step] = []
-        total = 0.0
         for size, step in sorted(
             ((self._size(s), s) for s in steps), key=itemgetter(0)
         ):
-            if some and total + size > self._limit:
+            if some and (len(some) + 1) * size > self._limit:
                 yield some
-                some, total = [], 0.0
+                some = []
             some.append(step)
-            total += size
         yield some
 
     def _size(self, step: Step) -> float:
@@ -162,7 +166,7 @@ class Lockstep:
                 losses = [s.loss_of(part) for s, part in zip(steps, parts, strict=True)]
                 torch.autograd.backward(losses)
         except Exception:  # of one of them, which finds it by itself, or lack of memory
-            self._limit = sum(map(self._size, steps)) / 2
+            self._limit = len(steps) * max(map(self._size, steps)) / 2
             return False
         for step, loss in zip(steps, losses, strict=True):
             step.loss = loss.detach()

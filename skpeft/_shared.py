@@ -31,10 +31,13 @@ class Route:
     ----------
     device : torch.device
         Where the batch is.
+    trained : bool
+        Whether rows of a network are to stand side by side.
     """
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, trained: bool) -> None:
         self.device = device
+        self.trained = trained
         self.clear()
 
     def clear(self) -> None:
@@ -48,6 +51,9 @@ class Route:
         `present`; where one has fewer than another its first row stands again. `places`
         are those in which the rows stand themselves.
         """
+        self.owners = moved(torch.from_numpy(owners), self.device)
+        if not self.trained:
+            return
         present, rank, counts = np.unique(
             owners, return_inverse=True, return_counts=True
         )
@@ -58,9 +64,9 @@ class Route:
         slots[taken] = order
         places = np.empty_like(order)
         places[order] = taken
-        self.owners, self.present, self.slots, self.places = (
+        self.present, self.slots, self.places = (
             moved(torch.from_numpy(numbers), self.device)
-            for numbers in (owners, present, slots, places)
+            for numbers in (present, slots, places)
         )
 
 
@@ -74,9 +80,7 @@ class StackedLoRA(AdaptedLayer):
     updates : sequence of LoRALinear or None
         Of each network what stands here.
     route : Route
-        Says which update a row gets.
-    trained : bool
-        Whether the updates change, and get gradients.
+        Says which update a row gets, and whether updates are trained.
     """
 
     def __init__(
@@ -84,12 +88,11 @@ class StackedLoRA(AdaptedLayer):
         base: nn.Module,
         updates: Sequence[LoRALinear | None],
         route: Route,
-        trained: bool,
     ) -> None:
         super().__init__(base)
         self.updates = list(updates)  # not parts of this module, which owns no tensor
         self.route = route
-        self.kept = None if trained else self.factors()
+        self.kept = None if route.trained else self.factors()
 
     def factors(self) -> tuple[Tensor, Tensor]:
         """Of all updates, lower ranks filled up with zeros.
@@ -176,14 +179,13 @@ class SharedPass:
         trained: bool = False,
     ) -> None:
         self.tasks = networks
-        self.trained = trained
         plain = next((n for n in networks.values() if n.adapter is None), None)
         own = [plain if n.adapter is None else n for n in networks.values()]
         self.networks = list({id(n): n for n in own if n is not None}.values())
         place = {id(network): i for i, network in enumerate(self.networks)}
         self.owner = {name: place[id(n)] for name, n in zip(networks, own, strict=True)}
         self.first = self.networks[0]
-        self.route = Route(self.first.live.device)
+        self.route = Route(self.first.live.device, trained)
         self._build(self.first.some(self.first.windows(items)))
 
     def is_stale(self, networks: dict[str, AdapterNetwork]) -> bool:
@@ -233,9 +235,7 @@ class SharedPass:
         module = self.first.live.backbone.share_module()
         for name, layers in updates.items():
             base = module.get_submodule(name)
-            module.set_submodule(
-                name, StackedLoRA(base, layers, self.route, self.trained)
-            )
+            module.set_submodule(name, StackedLoRA(base, layers, self.route))
         return module
 
     def _is_right(self, some: Sequence[Item]) -> bool:

@@ -122,7 +122,7 @@ class AdapterBank:
 
     def _ask(self, method, X, tasks):
         """Output of one method of each head."""
-        features = self._all_features(X, tasks)
+        features = self._all_features(X, tasks) if tasks else {}
         return {
             task: ask(self.estimators[task].head_, method, features[task])
             for task in tasks

@@ -156,30 +156,37 @@ class BaseAdapterCV:
     def _folds(self, n_rows, kept, y, groups):
         """Places of the training rows and of the held-out ones among those that are kept."""
         cv = check_cv(self.cv, y, classifier=self._task == "classification")
-        if isinstance(self.cv, Iterable | PredefinedSplit):  # has numbers of rows
+        place = np.arange(len(kept))
+        if isinstance(self.cv, Iterable | PredefinedSplit):  # has numbers of all rows
             place = np.full(n_rows, -1)
             place[kept] = np.arange(len(kept))
-            folds = [[p[p >= 0] for p in (place[i], place[j])] for i, j in cv.split()]
+            splits = cv.split()
         else:
             groups = None if groups is None else _safe_indexing(groups, kept)
-            folds = list(cv.split(np.zeros(len(kept)), y, groups))
+            splits = cv.split(np.zeros(len(kept)), y, groups)
+        folds = [[place[np.asarray(rows)] for rows in parts] for parts in splits]
+        folds = [[rows[rows >= 0] for rows in parts] for parts in folds]
         if not folds:
             raise ValueError(f"cv={self.cv!r} gives no folds. Give at least one.")
         for i, (train, test) in enumerate(folds):
-            if not (len(train) and len(test)):
-                raise ValueError(
-                    f"Fold {i} of cv has {len(train)} rows to train on and {len(test)} to "
-                    "score, where rows of weight 0 do not count. Give folds that have both."
-                )
-            if self._task == "classification" and y.ndim == 1:
-                classes = np.unique(y[train])
-                if len(classes) < 2:
-                    raise ValueError(
-                        f"The {len(train)} training rows of fold {i} hold one class only, "
-                        f"{classes.tolist()}. Give more rows of the others, or folds that "
-                        "have them."
-                    )
+            self._check_fold(i, train, test, y)
         return folds
+
+    def _check_fold(self, i, train, test, y):
+        """Refuse a fold from which nothing can be learned, or seen."""
+        if not (len(train) and len(test)):
+            raise ValueError(
+                f"Fold {i} of cv has {len(train)} rows to train on and {len(test)} to "
+                "score, where rows of weight 0 do not count. Give folds that have both."
+            )
+        if self._task == "classification" and y.ndim == 1:
+            classes = np.unique(y[train])
+            if len(classes) < 2:
+                raise ValueError(
+                    f"The {len(train)} training rows of fold {i} hold one class only, "
+                    f"{classes.tolist()}. Give more rows of the others, or folds that have "
+                    "them."
+                )
 
     def _refit(self, params, X, y, sample_weight):
         """Fitted attributes of one candidate on all rows, and that candidate itself."""
@@ -245,9 +252,9 @@ class BaseAdapterCV:
                 if error is not None:
                     failed[j, i] = True
                     errors.setdefault(j, (i, error))
-            n_out = len(candidates) - len(order)
+            some_out = self.eliminate and len(order) < len(candidates)
             order = order[~failed[order].any(axis=1)]
-            _tell_failures(errors, len(order), n_out)
+            _tell_failures(errors, len(order), some_out)
         return _results(candidates, scores, seconds, failed)
 
     def _rounds(self, n_left, together):
@@ -312,19 +319,22 @@ def _learned(estimator):
     return {n: v for n, v in vars(estimator).items() if n.endswith("_") or n in private}
 
 
-def _tell_failures(errors, n_left, n_out):
+def _tell_failures(errors, n_left, some_out):
     """Warn of candidates that failed, with fold and error; raise where none is left."""
+    last, raised = np.inf, None
     if errors and not n_left:
-        fold, error = max(errors.values(), key=itemgetter(0))
-        if n_out:
-            error.add_note(
-                f"All candidates still in the race have failed after fold {fold}; others were "
+        last, raised = max(errors.values(), key=itemgetter(0))
+    for fold, error in errors.values():
+        if fold < last:
+            message = f"A candidate failed in fold {fold} and is out: {error}"
+            warnings.warn(message, FitFailedWarning, stacklevel=5)
+    if raised is not None:
+        if some_out:
+            raised.add_note(
+                f"All candidates still in the race have failed after fold {last}; others were "
                 "out before. eliminate=False runs each on all folds until it fails."
             )
-        raise error
-    for fold, error in errors.values():
-        message = f"A candidate failed in fold {fold} and is out: {error}"
-        warnings.warn(message, FitFailedWarning, stacklevel=5)
+        raise raised
 
 
 class Trial(NamedTuple):
@@ -384,6 +394,16 @@ class Trial(NamedTuple):
         return self.score(self.fit(), scorer)
 
 
+def _moments(values):
+    """Mean and standard deviation of each row, but for NaN; NaN where there is nothing."""
+    known = ~np.isnan(values)
+    n_known = known.sum(axis=1)
+    with np.errstate(invalid="ignore"):  # of nothing, and of infinite scores
+        means = np.where(known, values, 0).sum(axis=1) / n_known
+        squares = np.where(known, values - means[:, None], 0) ** 2
+        return means, np.sqrt(squares.sum(axis=1) / n_known)
+
+
 def _results(candidates, scores, seconds, failed):
     """Scores and seconds in the form of `cv_results_`; NaN where there is none."""
     results = {"params": candidates}
@@ -397,12 +417,11 @@ def _results(candidates, scores, seconds, failed):
         results[f"split{i}_test_score"] = column
     times = zip(("fit_time", "score_time"), seconds, strict=True)
     for name, values in [("test_score", scores), *times]:
-        known = np.ma.masked_invalid(values)
-        results[f"mean_{name}"] = known.mean(axis=1).filled(np.nan)
-        results[f"std_{name}"] = known.std(axis=1).filled(np.nan)
+        results[f"mean_{name}"], results[f"std_{name}"] = _moments(values)
     results["n_splits"] = n_folds
     # First who did not fail, then who was kept for more folds, then the higher mean.
-    means = np.ma.masked_invalid(results["mean_test_score"]).filled(-np.inf)
+    means = results["mean_test_score"]
+    means = np.where(np.isnan(means), -np.inf, means)
     keys = list(zip(~failed.any(axis=1), n_folds, means, strict=True))
     ranks = [1 + sum(other > key for other in keys) for key in keys]
     results["rank_test_score"] = np.array(ranks, dtype=np.int32)

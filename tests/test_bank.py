@@ -332,3 +332,11 @@ def test_tasks_that_are_not_there_or_do_not_fit_the_rows_are_refused():
         bank.predict(TEXTS[:2], task=["tone", "mood"])
     with pytest.raises(ValueError, match=r"shape \(1,\) for 7 rows"):
         bank.predict(TEXTS, task=["tone"])
+
+
+def test_bank_of_regressors_has_no_probabilities():
+    texts = ["good film", "bad film", "good book", "bad book"]
+    stars = AdapterRegressor("tiny", max_epochs=1, random_state=0).fit(
+        texts, [5, 1, 4, 2]
+    )
+    assert AdapterBank({"stars": stars}).predict_proba(texts) == {}

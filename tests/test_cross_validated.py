@@ -469,3 +469,38 @@ def test_fold_of_one_class_is_named():
 def test_fit_without_y_says_what_single_estimators_say():
     with pytest.raises(ValueError, match="requires y to be passed"):
         AdapterClassifierCV(**OWN).fit(TEXTS)
+
+
+@pytest.mark.parametrize("form", [tuple, list, np.array, pd.Series])
+@pytest.mark.parametrize("listed", [True, False])
+def test_folds_may_be_of_any_kind_of_sequence(form, listed):
+    class Splitter(KFold):
+        def split(self, *data):
+            for train, test in super().split(TEXTS):
+                yield form(train.tolist()), form(test.tolist())
+
+    cv = list(Splitter(2).split()) if listed else Splitter(2)
+    found = AdapterClassifierCV(**OWN, ranks=[2], cv=cv).fit(TEXTS, LABELS)
+    plain = AdapterClassifierCV(**OWN, ranks=[2], cv=KFold(2)).fit(TEXTS, LABELS)
+    assert found.best_score_ == plain.best_score_
+
+
+@pytest.mark.parametrize("eliminate", [True, False])
+@pytest.mark.parametrize("infinite", [-np.inf, np.inf])
+def test_infinite_scores_count_as_in_grid_search(infinite, eliminate):
+    folds = [(np.arange(20), np.arange(20, 20 + n)) for n in (8, 9, 10)]
+
+    def score(model, X, y):
+        return infinite if (model.rank, len(X)) == (2, 8) else 0.1 * model.rank
+
+    cv = AdapterClassifierCV(
+        **OWN, ranks=[1, 2], cv=folds, scoring=score, eliminate=eliminate
+    ).fit(TEXTS, LABELS)
+    grid = GridSearchCV(AdapterClassifier(**OWN), {"rank": [1, 2]}, cv=folds)
+    grid.set_params(scoring=score, refit=False, error_score="raise").fit(TEXTS, LABELS)
+    assert cv.best_params_["rank"] == grid.best_params_["rank"]
+    assert cv.best_score_ == pytest.approx(grid.best_score_)
+    if not eliminate:
+        np.testing.assert_allclose(
+            cv.cv_results_["mean_test_score"], grid.cv_results_["mean_test_score"]
+        )
