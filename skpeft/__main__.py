@@ -236,8 +236,7 @@ def _check_classes(y, args):
 def _predict(args):
     model = _load(args.model)
     columns, rows = _read(args.file)
-    texts = [_column(columns, name, args.file) for name in args.text]
-    read = [i for i, row in enumerate(rows) if all(row[j].strip() for j in texts)]
+    read = _filled(rows, [_column(columns, name, args.file) for name in args.text])
     if len(read) < len(rows):
         _note(f"rows without a prediction for lack of a text: {len(rows) - len(read)}")
     if not read:
@@ -248,7 +247,7 @@ def _predict(args):
     if found.ndim == 2:
         several = getattr(model, "classes_", range(found.shape[1]))
         names = [f"prediction of {name}" for name in several]
-    added = list(np.reshape(found, (len(X), -1)).tolist())
+    added = np.reshape(found, (len(X), -1)).tolist()
     if args.proba:
         if not hasattr(model, "predict_proba"):
             raise ValueError(f"the model in {args.model} gives no probabilities")
@@ -364,6 +363,11 @@ def _column(columns, name, file):
     return columns.index(name)
 
 
+def _filled(rows, places):
+    """Numbers of the rows that are blank at none of some places."""
+    return [i for i, row in enumerate(rows) if all(row[j].strip() for j in places)]
+
+
 def _texts(columns, rows, args):
     """Texts, or pairs of texts."""
     if len(args.text) > 2:
@@ -383,7 +387,7 @@ def _read_data(args):
     if len(set(goals)) < len(goals):
         raise ValueError(f"the columns to predict are {goals}; name each of them once")
     needed = [_column(columns, name, args.file) for name in [*goals, *args.text]]
-    kept = [row for row in rows if all(row[place].strip() for place in needed)]
+    kept = [rows[i] for i in _filled(rows, needed)]
     if len(kept) < len(rows):
         _note(f"rows left out for lack of a text or a target: {len(rows) - len(kept)}")
     if not kept:

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import torch
 import transformers
 from sentence_transformers import SentenceTransformer
@@ -43,6 +44,7 @@ WORDS = [
     ".",
     "!",
 ]
+WORDS = ["good", "fine", "bad", "poor", "film", "book", "play", "song", "long", "old"]
 TEXTS = [
     "good film",
     "Bad film, very bad!",
@@ -219,3 +221,11 @@ def load(folder: Path | str) -> SentenceTransformer:
 def tokenize(model: SentenceTransformer, texts: list[str]) -> dict:
     """Batch as the library makes it; version 5 has another name for that."""
     return (getattr(model, "preprocess", None) or model.tokenize)(texts)
+
+
+def random_rows(lengths):
+    """Texts of so many words, and for each a class of two and a number."""
+    random = np.random.RandomState(0)
+    texts = [" ".join(random.choice(WORDS, length)) for length in lengths]
+    labels = np.array(["+" if text.count("o") % 2 else "-" for text in texts])
+    return texts, labels, np.array([float(len(text)) for text in texts])

@@ -33,12 +33,9 @@ from skpeft import (
 )
 from skpeft.adapters import LoRA
 from skpeft.search import survivors
+from tests.models import random_rows
 
-RNG = np.random.RandomState(0)
-WORDS = ["good", "fine", "bad", "poor", "film", "book", "play", "song", "long", "old"]
-TEXTS = [" ".join(RNG.choice(WORDS, 5)) for _ in range(30)]
-LABELS = np.array(["+" if t.count("o") % 2 else "-" for t in TEXTS])
-NUMBERS = np.array([float(len(t)) for t in TEXTS])
+TEXTS, LABELS, NUMBERS = random_rows([5] * 30)
 OWN = {"encoder": "tiny", "random_state": 0, "max_epochs": 2}
 PAIRS = [
     (AdapterClassifierCV, AdapterClassifier, LABELS),

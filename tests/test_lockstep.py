@@ -30,12 +30,9 @@ from skpeft.adapters import LoRA
 from skpeft.adapters.lora import LoRALinear
 from skpeft.encoders import TextEncoder, TinyTextEncoder, _tiny
 from skpeft.objectives import OBJECTIVES, CrossEntropy
+from tests.models import random_rows
 
-RNG = np.random.RandomState(0)
-WORDS = ["good", "fine", "bad", "poor", "film", "book", "play", "song", "long", "old"]
-TEXTS = [" ".join(RNG.choice(WORDS, RNG.randint(1, 9))) for _ in range(40)]
-LABELS = np.array(["+" if t.count("o") % 2 else "-" for t in TEXTS])
-NUMBERS = np.array([float(len(t)) for t in TEXTS])
+TEXTS, LABELS, NUMBERS = random_rows([1 + i % 8 for i in range(40)])
 OWN = {"encoder": "tiny", "random_state": 0, "max_epochs": 3, "precision": "float64"}
 # Sums in another order, through some dozen steps of Adam, whose first ones are of full size
 # however small a gradient is.
@@ -166,7 +163,7 @@ def test_long_texts_in_windows_learn_as_alone(plain_folder, stacked):
 
 
 def test_rows_of_numbers_learn_as_alone(stacked):
-    X = RNG.normal(size=(40, 6))
+    X = np.random.RandomState(0).normal(size=(40, 6))
     models = [AdapterClassifier(**OWN | {"encoder": "array"}, rank=r) for r in (2, 4)]
     assert_as_alone(models, [(X, LABELS)] * 2)
     assert set(stacked) == {2}
