@@ -44,7 +44,6 @@ WORDS = [
     ".",
     "!",
 ]
-WORDS = ["good", "fine", "bad", "poor", "film", "book", "play", "song", "long", "old"]
 TEXTS = [
     "good film",
     "Bad film, very bad!",

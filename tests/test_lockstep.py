@@ -284,7 +284,7 @@ def test_pass_that_needs_too_much_memory_is_made_smaller(monkeypatch, stacked):
     forward = _shared.SharedPass.forward
 
     def limited(self, items, *pairs):
-        if len(items) > 70:
+        if len(items) > 2.5 * len(TEXTS):
             raise torch.OutOfMemoryError("CUDA out of memory")
         return forward(self, items, *pairs)
 
