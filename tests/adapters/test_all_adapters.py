@@ -57,6 +57,8 @@ METHODS = {
 }
 # These run the code of a family that is in the table, through the same role table.
 ALIKE = {"camembert", "gemma2", "llama", "mistral", "qwen2"}
+# Of float32, through a few blocks, for features of up to 3: it differs by processor.
+ROUNDING = 1e-5
 ENCODERS = (*(name for name in FAMILIES if name not in ALIKE), "tiny", "array")
 
 N_FEATURES = 3
@@ -182,7 +184,7 @@ def trained(encoder, method):
 
 
 def test_new_network_computes_what_the_frozen_encoder_does(trained):
-    np.testing.assert_allclose(trained.fresh, trained.frozen, rtol=0, atol=1e-6)
+    np.testing.assert_allclose(trained.fresh, trained.frozen, rtol=0, atol=ROUNDING)
 
 
 def test_training_changes_features_and_leaves_frozen_bits(trained):
@@ -193,7 +195,7 @@ def test_training_changes_features_and_leaves_frozen_bits(trained):
     addresses = {t.data_ptr() for t in backbone.module.state_dict().values()}
     assert not addresses & {t.data_ptr() for t in network.trainable().values()}
     items = items_of(network)
-    assert np.abs(network.features(items) - trained.fresh).max() > 1e-6
+    assert np.abs(network.features(items) - trained.fresh).max() > ROUNDING
     again = build(network.encoder, None).features(items)
     np.testing.assert_array_equal(again, trained.frozen)
 
@@ -239,10 +241,10 @@ def test_features_do_not_depend_on_the_rows_beside(trained):
     together = network.features(items)
     order = RandomState(1).permutation(len(items))
     np.testing.assert_allclose(
-        network.features([items[i] for i in order]), together[order], atol=1e-5
+        network.features([items[i] for i in order]), together[order], atol=ROUNDING
     )
     alone = np.concatenate([network.features([item]) for item in items])
-    np.testing.assert_allclose(alone, together, atol=1e-5)
+    np.testing.assert_allclose(alone, together, atol=ROUNDING)
 
 
 def test_state_and_pickle_give_the_same_bits_back(trained):
@@ -264,7 +266,7 @@ def test_merged_equals_unmerged(trained):
     expected = network.features(items)
     merged = private_module(network)
     found = merged(network._collate(items)).numpy()
-    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=ROUNDING)
     left = [part for part in merged.modules() if isinstance(part, AdaptedLayer)]
     can_merge = [p for p in left if type(p).merged is not AdaptedLayer.merged]
     plain = (torch.nn.Linear, torch.nn.LayerNorm)
