@@ -12,7 +12,8 @@ encoder first; results are appended line by line. ``--what``:
 - ``search``: 4 ranks by 5 folds and the refit: `GridSearchCV` with the cache of hidden
   states, without, 21 cold fits one by one, `AdapterClassifierCV` (on a GPU its fits train
   together; `cv_apart`: one by one there too), and 21 fits of PEFT's LoRA by skorch;
-- ``predict``: 1, 32 and 5,000 texts, against `SentenceTransformer.encode` and the head;
+- ``predict``: 1, 32 and 5,000 texts, in float32 and in bfloat16, against
+  `SentenceTransformer.encode` and the head;
 - ``one``: one text by a fitted model and by the bare module with its tokenizer, in turn;
 - ``first``: the first prediction of a loaded model in a new process, against a process that
   loads the encoder with sentence-transformers, imports scikit-learn and encodes one text;
@@ -195,10 +196,12 @@ class OneByOne:
 def predict(args, method, n):
     """Predictions of a fitted model, texts not seen before."""
     X, y = rows_of(args, 96)
-    clf = AdapterClassifier(shrinkage=0.0, random_state=0).fit(X, y)
+    precision = "bfloat16" if method == "bfloat16" else "auto"
+    clf = AdapterClassifier(shrinkage=0.0, precision=precision, random_state=0)
+    clf.fit(X, y)
     texts = rows_of(args, 96 + 2 * n)[0][96:]
     found, runs = {}, []
-    if method == "skpeft":
+    if method != "encode":
         ask = clf.predict
     else:
         from sentence_transformers import SentenceTransformer
@@ -311,7 +314,7 @@ def plan(args):
         "predict": [
             {"method": method, "n": n}
             for n in (1, 32, 5000)
-            for method in ("skpeft", "encode")
+            for method in ("skpeft", "bfloat16", "encode")
         ],
         "one": [{}],
         "first": [{"method": method} for method in FIRST],
