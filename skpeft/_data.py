@@ -339,16 +339,19 @@ def split_rows(n_rows: int, fraction: float, strata, random_state: RandomState):
         ) from error
 
 
-def length_batches(lengths: Sequence[int], n_tokens: int) -> Iterator[np.ndarray]:
-    """Row numbers in batches of like length, longest first.
+def length_batches(
+    lengths: Sequence[int], n_tokens: int, n_extra: int
+) -> Iterator[np.ndarray]:
+    """Row numbers in batches of like length, longest first, that cost least together.
 
     Parameters
     ----------
     lengths : sequence of int
         Tokens of each row.
     n_tokens : int
-        Tokens of a batch at most, padding included; one row always fits. A rest of less
-        than half a batch goes with the last one.
+        Tokens of a batch at most, padding included; one row always fits.
+    n_extra : int
+        What a batch costs besides its tokens and their padding, in tokens.
 
     Yields
     ------
@@ -356,14 +359,20 @@ def length_batches(lengths: Sequence[int], n_tokens: int) -> Iterator[np.ndarray
         Numbers of the rows of one batch.
     """
     order = np.argsort(np.negative(lengths), kind="stable")
+    longest = np.maximum(np.asarray(lengths, dtype=np.int64)[order], 1)
+    n_rows = len(order)
+    # From the end on: the least cost of the rows that are left, and how many go first.
+    cost, first = np.zeros(n_rows + 1, np.int64), np.zeros(n_rows, np.int64)
+    for row in reversed(range(n_rows)):
+        most = min(max(n_tokens // longest[row], 1), n_rows - row)
+        sizes = np.arange(most, 0, -1)
+        costs = longest[row] * sizes + cost[row + sizes]
+        best = costs.argmin()
+        cost[row], first[row] = costs[best] + n_extra, sizes[best]
     start = 0
-    while start < len(order):
-        longest = max(lengths[order[start]], 1)
-        size, n_left = max(1, n_tokens // longest), len(order) - start
-        if n_left < 1.5 * size:  # a pass of its own costs more than a few rows
-            size = n_left
-        yield order[start : start + size]
-        start += size
+    while start < n_rows:
+        yield order[start : start + first[start]]
+        start += first[start]
 
 
 def shuffled_batches(

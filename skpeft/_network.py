@@ -35,10 +35,11 @@ from skpeft.encoders.base import Backbone, Encoder, Item, same_features
 
 #: Layout of pickled networks; raised when an older version could not read a new one.
 FORMAT = 1
-# Tokens that go through at once, padding included: on a CPU, and elsewhere. Training on a CPU
-# took as long with 256, 384 and 512 and longer with more; without gradients there are twice as
-# many, which took 0.9 of the time.
-_TOKENS_PER_GROUP = (256, 16384)
+# Tokens that go through at once, padding included, and how many more would take as long as a
+# pass takes whatever its size: on a CPU, and elsewhere, where few passes count. A CPU took as
+# long a token with 512 to 1,536 or, another one, longer with more than 512.
+_GROUPS = {"cpu": (512, 40)}
+_GROUPS_ELSEWHERE = (16384, 16384)
 # Of a training step with more, what a group of windows leaves for the backward pass is not
 # kept but computed again: long texts would fill the memory. At 8192 tokens it is 1 GB with
 # the default encoder and adapters.
@@ -505,13 +506,8 @@ class AdapterNetwork:
 
     def groups(self, lengths: Sequence[int]) -> Iterator[np.ndarray]:
         """Numbers of the rows that go through together, by their lengths."""
-        return length_batches(lengths, self._tokens_per_group)
-
-    @property
-    def _tokens_per_group(self) -> int:
-        if self.live.device.type != "cpu":
-            return _TOKENS_PER_GROUP[1]
-        return _TOKENS_PER_GROUP[0] * (1 if torch.is_grad_enabled() else 2)
+        sizes = _GROUPS.get(self.live.device.type, _GROUPS_ELSEWHERE)
+        return length_batches(lengths, *sizes)
 
     @property
     def _weight_dtype(self) -> torch.dtype:

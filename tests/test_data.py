@@ -1,6 +1,6 @@
 """Texts are read as they are, and rows are put into batches without losing any."""
 
-from itertools import pairwise
+from itertools import combinations
 
 import numpy as np
 import pytest
@@ -180,35 +180,42 @@ def test_data_take_gives_the_rows_of_the_numbers(rows, data):
 
 
 lengths_of_rows = st.lists(st.integers(0, 600), min_size=1, max_size=300)
+costs_of_batches = st.integers(1, 4000), st.integers(0, 400)
 
 
-@given(lengths_of_rows, st.integers(1, 4000))
-def test_length_batches_are_a_partition_of_limited_size(lengths, n_tokens):
-    batches = [batch.tolist() for batch in length_batches(lengths, n_tokens)]
+@given(lengths_of_rows, *costs_of_batches)
+def test_length_batches_are_a_partition_of_limited_size(lengths, n_tokens, n_extra):
+    batches = [batch.tolist() for batch in length_batches(lengths, n_tokens, n_extra)]
     assert sorted(i for batch in batches for i in batch) == list(range(len(lengths)))
     for batch in batches:
         padded = len(batch) * max(lengths[i] for i in batch)
-        most = 1.5 * n_tokens if batch is batches[-1] else n_tokens
-        assert len(batch) == 1 or padded <= most
+        assert len(batch) == 1 or padded <= n_tokens
 
 
-@given(lengths_of_rows, st.integers(1, 4000))
-def test_length_batches_come_longest_first(lengths, n_tokens):
-    found = [lengths[i] for batch in length_batches(lengths, n_tokens) for i in batch]
+@given(lengths_of_rows, *costs_of_batches)
+def test_length_batches_come_longest_first(lengths, n_tokens, n_extra):
+    batches = length_batches(lengths, n_tokens, n_extra)
+    found = [lengths[i] for batch in batches for i in batch]
     assert found == sorted(lengths, reverse=True)
 
 
-@given(lengths_of_rows, st.integers(1, 4000))
-def test_length_batches_but_the_last_are_filled_as_far_as_they_may(lengths, n_tokens):
-    for batch, after in pairwise(length_batches(lengths, n_tokens)):
-        assert (len(batch) + 1) * max(lengths[batch[0]], 1) > n_tokens
-        assert len(after)
+@given(st.lists(st.integers(1, 20), min_size=1, max_size=8), *costs_of_batches)
+def test_length_batches_cost_least_of_all_partitions(lengths, n_tokens, n_extra):
+    def cost(sizes):
+        """Tokens with padding and extra ones; without end where a batch is too large."""
+        total, rows = 0, sorted(lengths, reverse=True)
+        for size in sizes:
+            padded = size * rows[0]
+            if size > 1 and padded > n_tokens:
+                return np.inf
+            total, rows = total + padded + n_extra, rows[size:]
+        return total
 
-
-@given(st.integers(1, 40), st.integers(1, 400), st.integers(1, 4000))
-def test_no_length_batch_is_less_than_half_of_one_before(length, n_rows, n_tokens):
-    sizes = [len(batch) for batch in length_batches([length] * n_rows, n_tokens)]
-    assert 2 * min(sizes) >= max(sizes[:-1], default=0)
+    found = [len(batch) for batch in length_batches(lengths, n_tokens, n_extra)]
+    inner = range(1, len(lengths))
+    cuts = (c for n in range(len(lengths)) for c in combinations(inner, n))
+    least = min(cost(np.diff([0, *cut, len(lengths)])) for cut in cuts)
+    assert cost(found) == least
 
 
 # shuffled_batches ---------------------------------------------------------------------
