@@ -36,10 +36,10 @@ from skpeft.encoders.base import Backbone, Encoder, Item, same_features
 #: Layout of pickled networks; raised when an older version could not read a new one.
 FORMAT = 1
 # Tokens that go through at once at most, padding included, and how many more would take as
-# long as a pass does whatever its size: on a CPU, and elsewhere, where few passes count.
-# Training with twice as many took 0.97 of the time, and half as much memory again for each
-# further text; without gradients there are twice as many.
-_GROUPS = {"cpu": (256, 40), "other": (16384, 16384)}
+# long as a pass does whatever its size: on a CPU, and elsewhere, where few passes count. On a
+# CPU 512 were 3 % faster, for half as much memory again for each further text; 256 slower.
+_GROUPS = {"cpu": (384, 40)}
+_GROUPS_ELSEWHERE = (16384, 16384)
 # Of a training step with more, what a group of windows leaves for the backward pass is not
 # kept but computed again: long texts would fill the memory. At 8192 tokens it is 1 GB with
 # the default encoder and adapters.
@@ -506,10 +506,8 @@ class AdapterNetwork:
 
     def groups(self, lengths: Sequence[int]) -> Iterator[np.ndarray]:
         """Numbers of the rows that go through together, by their lengths."""
-        on_cpu = self.live.device.type == "cpu"
-        n_tokens, n_extra = _GROUPS["cpu" if on_cpu else "other"]
-        twice = on_cpu and not torch.is_grad_enabled()
-        return length_batches(lengths, n_tokens * (1 + twice), n_extra)
+        sizes = _GROUPS.get(self.live.device.type, _GROUPS_ELSEWHERE)
+        return length_batches(lengths, *sizes)
 
     @property
     def _weight_dtype(self) -> torch.dtype:

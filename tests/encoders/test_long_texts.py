@@ -291,7 +291,7 @@ def test_windows_of_one_text_go_through_in_bounded_groups(plain_folder):
     clf.predict([" ".join(words)])
     hook.remove()
     assert sum(sizes) > 6000 * models.WIDTH
-    assert max(sizes) <= 2 * _network._GROUPS["cpu"][0] * models.WIDTH
+    assert max(sizes) <= _network._GROUPS["cpu"][0] * models.WIDTH
 
 
 def test_cache_of_hidden_states_changes_no_bit(plain_folder):
