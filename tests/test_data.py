@@ -199,7 +199,11 @@ def test_length_batches_come_longest_first(lengths, n_tokens, n_extra):
     assert found == sorted(lengths, reverse=True)
 
 
-@given(st.lists(st.integers(1, 20), min_size=1, max_size=8), *costs_of_batches)
+@given(
+    st.lists(st.integers(1, 20), min_size=1, max_size=8),
+    st.integers(1, 100),
+    st.integers(0, 60),
+)
 def test_length_batches_cost_least_of_all_partitions(lengths, n_tokens, n_extra):
     def cost(sizes):
         """Tokens with padding and extra ones; without end where a batch is too large."""

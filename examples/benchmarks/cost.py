@@ -329,17 +329,22 @@ def plan(args):
     return [(what, case) for what in args.what for case in cases[what]]
 
 
+def label(run):
+    """What was measured, and where, if that was noted: machines do not mix."""
+    return " ".join([json.dumps(run["case"]), run.get("about", "")]).strip()
+
+
 def report(runs):
     """One Markdown table for each kind of measurement: medians over repeats."""
     kinds = dict.fromkeys(run["what"] for run in runs)
     for what in kinds:
         own = [run for run in runs if run["what"] == what]
-        cases = dict.fromkeys(json.dumps(run["case"]) for run in own)
+        cases = dict.fromkeys(label(run) for run in own)
         names = [name for name in own[0]["found"] if name not in ("scores", "best")]
         print(f"\n*{what}*\n\n| case | runs | {' | '.join(names)} |")
         print("|" + " --- |" * (len(names) + 2))
         for case in cases:
-            found = [run["found"] for run in own if json.dumps(run["case"]) == case]
+            found = [run["found"] for run in own if label(run) == case]
             cells = [
                 f"{statistics.median(f[name] for f in found):.4g}" for name in names
             ]

@@ -57,9 +57,9 @@ METHODS = {
 }
 # These run the code of a family that is in the table, through the same role table.
 ALIKE = {"camembert", "gemma2", "llama", "mistral", "qwen2"}
+ENCODERS = (*(name for name in FAMILIES if name not in ALIKE), "tiny", "array")
 # Of float32, through a few blocks, for features of up to 3: it differs by processor.
 ROUNDING = 1e-5
-ENCODERS = (*(name for name in FAMILIES if name not in ALIKE), "tiny", "array")
 
 N_FEATURES = 3
 THINGS = ("film", "book", "small green tea pot", "song of the long winter")
