@@ -13,7 +13,7 @@ from torch.nn.utils.rnn import pad_sequence
 from skpeft import _prefix
 from skpeft._device import moved, resolve_precision
 from skpeft._network import AdapterNetwork, autocast_to
-from skpeft.adapters.base import AdaptedLayer, unwrapped
+from skpeft.adapters.base import AdaptedLayer, unrounded, unwrapped
 from skpeft.adapters.lora import LoRALinear
 from skpeft.encoders.base import Item
 
@@ -119,8 +119,12 @@ class StackedLoRA(AdaptedLayer):
                 "told whose they are."
             )
         rows = x.reshape(len(x), -1, x.shape[-1])
-        update = self._picked(rows, owners) if self.kept else self._side_by_side(rows)
-        return output + update.reshape(output.shape)
+        with unrounded(x):
+            rows = rows.to(self.weight.dtype)
+            update = (
+                self._picked(rows, owners) if self.kept else self._side_by_side(rows)
+            )
+        return (output + update.reshape(output.shape)).to(output.dtype)
 
     def _picked(self, rows: Tensor, owners: Tensor) -> Tensor:
         """Updates of rows, for each of which the factors are picked."""

@@ -168,8 +168,8 @@ class AdapterClassifier(ClassifierMixin, BaseAdapterEstimator):
         "auto" (a GPU if there is one) or a device name of torch. Resolved again after
         loading.
     precision : {"auto", "float32", "float64", "bfloat16"}, default="auto"
-        "auto" is float32 on a CPU and bfloat16 matrix products on a CUDA GPU. With
-        "bfloat16" weights, optimizer and head stay in float32; a processor that has no
+        "auto" is float32 on a CPU and frozen products in bfloat16 on a CUDA GPU. With
+        "bfloat16" adapters, optimizer and head stay in float32; a processor that has no
         instructions for it gets a warning.
 
     Attributes

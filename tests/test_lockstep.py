@@ -341,6 +341,31 @@ def test_rows_that_come_mixed_up_are_refused():
         layer(torch.zeros(10, 3))
 
 
+@pytest.mark.parametrize("trained", [True, False])
+def test_in_bfloat16_stacked_updates_are_computed_in_float32(trained):
+    base = torch.nn.Linear(6, 5)
+    for tensor in base.parameters():
+        tensor.data.zero_()
+    updates = [
+        LoRALinear(base, rank, 1.0, 0.0, torch.Generator().manual_seed(rank))
+        for rank in (2, 4)
+    ]
+    for update in updates:
+        torch.nn.init.normal_(update.lora_B, generator=torch.Generator().manual_seed(0))
+    route = _shared.Route(torch.device("cpu"), trained=trained)
+    layer = _shared.StackedLoRA(base, updates, route)
+    owners = np.array([0, 1, 0])
+    route.lead(owners)
+    x = torch.randn(3, 7, 6, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        found = layer(x)
+    assert found.dtype == torch.bfloat16
+    for row, owner in enumerate(owners):
+        exact = updates[owner].double()(x[row].double())
+        gap = (found[row] - exact).abs()
+        assert bool((gap <= 2**-8 * exact.abs() + 1e-6).all())  # rounded once
+
+
 @KINDS
 @pytest.mark.parametrize("eliminate", [True, False])
 def test_search_finds_what_it_finds_alone(kind, y, eliminate, together, monkeypatch):

@@ -19,6 +19,7 @@ from skpeft.adapters.base import (
     Handover,
     ReweightedLayer,
     Stack,
+    unrounded,
 )
 from skpeft.adapters.bitfit import BitFit
 from skpeft.adapters.bottleneck import Bottleneck
@@ -66,6 +67,7 @@ __all__ = [
     "ReweightedLayer",
     "Stack",
     "resolve_adapter",
+    "unrounded",
 ]
 
 

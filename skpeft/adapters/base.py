@@ -4,7 +4,7 @@ import copy
 import os
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -294,8 +294,9 @@ class AdaptedLayer(nn.Module):
 
     The frozen layer stays reachable as `base`, and what is asked of this module and only
     the frozen one has, such as `weight` or `in_features`, is the frozen one's. Every
-    parameter outside `base` is the adapter's. The output has the type of the frozen layer's
-    own, which in reduced precision is not that of the adapter's parameters.
+    parameter outside `base` is the adapter's, which computes with them inside of `unrounded`.
+    The output has the type of the frozen layer's own, which in reduced precision is not that
+    of these parameters.
 
     Parameters
     ----------
@@ -460,6 +461,39 @@ def is_plain_linear(layer: nn.Module) -> bool:
         and "forward" not in vars(layer)
         and not (layer._forward_hooks or layer._forward_pre_hooks)
     )
+
+
+def unrounded(x: Tensor) -> AbstractContextManager:
+    """Return a context in which an adapter computes in the precision of its tensors.
+
+    In reduced precision only products with frozen weights are rounded.
+
+    Parameters
+    ----------
+    x : Tensor
+        On the device in question.
+
+    Returns
+    -------
+    context manager
+        Inside, autocast is off.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from skpeft.adapters import unrounded
+    >>> x = torch.ones(1, 1)
+    >>> with torch.autocast("cpu", torch.bfloat16):
+    ...     rounded = x @ x
+    ...     with unrounded(x):
+    ...         exact = x @ x
+    >>> rounded.dtype, exact.dtype
+    (torch.bfloat16, torch.float32)
+    """
+    kind = x.device.type
+    if not torch.is_autocast_enabled(kind):
+        return nullcontext()
+    return torch.autocast(kind, enabled=False)
 
 
 def folded(layer: nn.Module) -> Any:

@@ -13,6 +13,7 @@ from skpeft.adapters.base import (
     GeneratorDropout,
     Handover,
     Stack,
+    unrounded,
     widths,
 )
 
@@ -183,10 +184,12 @@ class BottleneckNetwork(nn.Module):
             self.scaling = start if spec.scaling is None else float(spec.scaling)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map (..., in) to (..., out)."""
-        inner = nn.functional.linear(self.dropout(x), self.down, self.down_bias)
-        inner = _ACTIVATIONS[self.activation](inner)
-        return self.scaling * nn.functional.linear(inner, self.up, self.up_bias)
+        """Map (..., in) to (..., out), in the precision of its own tensors."""
+        with unrounded(x):
+            x = self.dropout(x.to(self.down.dtype))
+            inner = nn.functional.linear(x, self.down, self.down_bias)
+            inner = _ACTIVATIONS[self.activation](inner)
+            return self.scaling * nn.functional.linear(inner, self.up, self.up_bias)
 
 
 class SerialBottleneck(AdaptedLayer):

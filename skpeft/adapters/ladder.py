@@ -8,7 +8,14 @@ import torch
 from torch import Tensor, nn
 
 from skpeft._validation import Integral, Interval
-from skpeft.adapters.base import WHOLE_BLOCK, Adapter, BesideBlock, Stack, widths
+from skpeft.adapters.base import (
+    WHOLE_BLOCK,
+    Adapter,
+    BesideBlock,
+    Stack,
+    unrounded,
+    widths,
+)
 
 
 class LadderSide(Adapter):
@@ -143,11 +150,13 @@ class Rung(BesideBlock):
 
     def climb(self, hidden: Tensor, state: Tensor | float) -> tuple[Tensor, Tensor]:
         """Next state of the side network, and what it adds to the encoder's output."""
-        unit = nn.functional.layer_norm(hidden, hidden.shape[-1:])
-        inner = nn.functional.linear(unit, self.down, self.down_bias)
-        share = self.mix.sigmoid()
-        state = share * state + (1.0 - share) * nn.functional.gelu(inner)
-        return state, nn.functional.linear(state, self.up)
+        with unrounded(hidden):
+            hidden = hidden.to(self.down.dtype)
+            unit = nn.functional.layer_norm(hidden, hidden.shape[-1:])
+            inner = nn.functional.linear(unit, self.down, self.down_bias)
+            share = self.mix.sigmoid()
+            state = share * state + (1.0 - share) * nn.functional.gelu(inner)
+            return state, nn.functional.linear(state, self.up)
 
     def after(self, hidden: Tensor) -> Tensor:
         """Hidden states of the block; the last rung adds what all have gathered."""

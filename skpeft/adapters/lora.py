@@ -16,6 +16,7 @@ from skpeft.adapters.base import (
     SharedWithPeft,
     folded,
     is_plain_linear,
+    unrounded,
     widths,
 )
 
@@ -168,11 +169,17 @@ class LoRALinear(ReweightedLayer):
         down = self.scaling * nn.functional.linear(self.dropout(x), self.lora_A)
         return nn.functional.linear(down, self.lora_B)
 
+    def unrounded_update(self, x: Tensor) -> Tensor:
+        """The same in the precision of the factors."""
+        with unrounded(x):
+            return self.update(x.to(self.lora_A.dtype))
+
     def forward(self, x: Tensor) -> Tensor:
         """Map (..., in) to (..., out)."""
         if self.ready is not None:
             return super().forward(x)
-        return self.base(x) + self.update(x)
+        output = self.base(x)
+        return (output + self.unrounded_update(x)).to(output.dtype)
 
     def updated(self, weight: Tensor) -> Tensor:
         """A weight of shape (out, in) and the low-rank update of it."""
@@ -227,7 +234,7 @@ class DoRALinear(LoRALinear):
         if self.ready is not None:
             return super().forward(x)
         plain = nn.functional.linear(x, self.base.weight)
-        output = self.factor() * (plain + self.update(x))
+        output = self.factor() * (plain + self.unrounded_update(x))
         if self.base.bias is not None:
             output = output + self.base.bias
         return output.to(plain.dtype)

@@ -12,6 +12,7 @@ from skpeft.adapters.base import (
     Adapter,
     Handover,
     Stack,
+    unrounded,
     widths,
 )
 
@@ -102,10 +103,12 @@ class PrefixMemory(nn.Module):
         def heads(x: Tensor) -> Tensor:
             return x.unflatten(-1, (self.n_heads, -1))
 
-        scores = torch.einsum("...hd,lhd->...hl", heads(query), heads(self.key))
-        shares = (scores / math.sqrt(query.shape[-1] / self.n_heads)).softmax(dim=-1)
-        seen = torch.einsum("...hl,lhd->...hd", shares, heads(self.value))
-        return self.gate * seen.flatten(-2)
+        with unrounded(query):
+            query = heads(query.to(self.key.dtype))
+            scores = torch.einsum("...hd,lhd->...hl", query, heads(self.key))
+            shares = (scores / math.sqrt(query.shape[-1])).softmax(dim=-1)
+            seen = torch.einsum("...hl,lhd->...hd", shares, heads(self.value))
+            return self.gate * seen.flatten(-2)
 
 
 class PrefixEntry(AdaptedLayer):

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.random import RandomState
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from skpeft import AdapterClassifier
 from skpeft._export import private_module
@@ -294,6 +295,31 @@ def test_bfloat16_trains_and_gives_finite_float32(trained):
     assert features.dtype == np.float32
     assert np.isfinite(features).all()
     assert {t.dtype for t in network.trainable().values()} == {torch.float32}
+
+
+class Casts(TorchDispatchMode):
+    """Notes what is cast to another type, by where it is in memory."""
+
+    def __init__(self):
+        super().__init__()
+        self.places = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func is torch.ops.aten._to_copy.default:
+            self.places.add(args[0].data_ptr())
+        return func(*args, **(kwargs or {}))
+
+
+def test_bfloat16_rounds_no_trained_tensor(trained):
+    method = trained.network.adapter
+    network = build(trained.network.encoder, method, precision="bfloat16")
+    items = items_of(network)
+    with Casts() as casts, network.own_context():
+        network.forward(items).sum().backward()
+    own = {tensor.data_ptr() for tensor in network.trainable().values()}
+    assert casts.places
+    # Of the encoder's own weights, where it trains these, copies are rounded.
+    assert bool(casts.places & own) == method.trains_encoder
 
 
 @pytest.mark.parametrize("layers", [2, [0]], ids=str)

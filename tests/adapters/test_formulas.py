@@ -101,6 +101,53 @@ def test_ia3_forward_and_gradients_equal_those_of_peft(role):
     close(our_x.grad, their_x.grad)
 
 
+def rounded(x):
+    return x.bfloat16().float()
+
+
+@pytest.mark.parametrize(
+    "adapter",
+    [
+        LoRA(4, roles=ROLES),
+        Bottleneck(4, activation="gelu"),
+        Bottleneck(4, placement="parallel"),
+        IA3(roles=ROLES),
+        BitFit(roles=ROLES),
+        Prefix(5),
+        LadderSide(16),
+    ],
+    ids=lambda adapter: type(adapter).__name__,
+)
+def test_in_bfloat16_adapters_compute_in_float32(adapter):
+    """Around layers that change nothing only what comes out of each is rounded."""
+    width = 8
+    sites = {role: nn.Linear(width, width) for role in ROLES}
+    for site in sites.values():
+        nn.init.eye_(site.requires_grad_(False).weight)
+        nn.init.zeros_(site.bias)
+    root = nn.Identity()
+    stack = Stack([sites], [nn.Identity()], root, n_heads=2)
+    (replaced,) = adapter.attach(stack, torch.Generator().manual_seed(0))
+    layers = nn.ModuleList(replaced.values())
+    for seed, tensor in enumerate(layers.parameters()):
+        if tensor.requires_grad:
+            tensor.data.copy_(0.3 * normal(*tensor.shape, seed=seed))
+    start = rounded(normal(3, 5, width).float())
+
+    root(start)  # a pass begins
+    expected = [start]
+    for layer in layers:
+        expected.append(rounded(layer(expected[-1])))
+    assert not torch.equal(expected[-1], start)
+    root(start)
+    found = [start.bfloat16()]
+    with torch.autocast("cpu", torch.bfloat16):
+        for layer in layers:
+            found.append(layer(found[-1]))
+    for ours, theirs in zip(found, expected, strict=True):
+        assert torch.equal(ours.float(), theirs)
+
+
 @pytest.mark.parametrize("bias", [True, False])
 def test_bitfit_adds_to_the_bias_whether_there_is_one_or_not(bias):
     base, x = linear(bias), normal(7, N_IN)
