@@ -491,9 +491,9 @@ def unrounded(x: Tensor) -> AbstractContextManager:
     (torch.bfloat16, torch.float32)
     """
     kind = x.device.type
-    if not torch.is_autocast_enabled(kind):
-        return nullcontext()
-    return torch.autocast(kind, enabled=False)
+    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+        return torch.autocast(kind, enabled=False)
+    return nullcontext()
 
 
 def folded(layer: nn.Module) -> Any:
