@@ -392,16 +392,23 @@ class AdapterNetwork:
     def _few_by_few(
         self, windows: list[Item], compute: Callable[[list[Item]], Tensor]
     ) -> Tensor:
-        """Features of windows, asked for some at a time by their lengths, in their order."""
+        """Features of windows in their order, asked for some at a time by their lengths.
+
+        What several windows hold is asked for once.
+        """
+        alike: dict[bytes, list[int]] = {}
+        for number, window in enumerate(windows):
+            alike.setdefault(_content(window), []).append(number)
+        places = list(alike.values())
+        order = np.argsort(self.lengths([windows[p[0]] for p in places]), kind="stable")
         features = torch.empty(0)
-        order = np.argsort(self.lengths(windows), kind="stable")
-        for part in np.split(
-            order, range(_WINDOWS_AT_ONCE, len(order), _WINDOWS_AT_ONCE)
-        ):
-            rows = compute([windows[i] for i in part])
+        for start in range(0, len(order), _WINDOWS_AT_ONCE):
+            part = [places[i] for i in order[start : start + _WINDOWS_AT_ONCE]]
+            rows = compute([windows[p[0]] for p in part])
             if not len(features):
                 features = rows.new_empty(len(windows), rows.shape[1])
-            features[torch.from_numpy(part)] = rows
+            sources = np.repeat(np.arange(len(part)), list(map(len, part)))
+            features[torch.from_numpy(np.concatenate(part))] = rows[sources]
         return features
 
     def _frozen(self, batch: dict[str, Tensor]) -> list[list[Tensor]]:
@@ -558,13 +565,8 @@ class AdapterNetwork:
         if self.adapter is None and sum(self.lengths(items)) >= _LEAST_TOKENS:
             return self.start_features(items)
         self.live.backbone.check_unchanged()
-        windows = self.windows(items)
-        keys = [_content(window) for window in windows]
-        each = dict(zip(keys, windows, strict=True))  # the same text goes through once
-        place = {key: i for i, key in enumerate(each)}
         with torch.no_grad(), self.dropout(None):
-            features = self._few_by_few([*each.values()], self.forward_windows)
-            features = features[[place[key] for key in keys]]
+            features = self._few_by_few(self.windows(items), self.forward_windows)
             return _finite(self.live.backbone.join(features, items).cpu().numpy())
 
     def __getstate__(self) -> dict:
