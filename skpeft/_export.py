@@ -74,7 +74,8 @@ class LinearMap(NamedTuple):
     def layer(self, device: torch.device) -> nn.Linear:
         """Linear layer in float32."""
         n_outputs, dim = self.weight.shape
-        layer = torch.nn.utils.skip_init(nn.Linear, dim, n_outputs, device="cpu")
+        how = {"device": "cpu", "dtype": torch.float32}  # whatever the defaults are
+        layer = torch.nn.utils.skip_init(nn.Linear, dim, n_outputs, **how)
         with torch.no_grad():
             layer.weight.copy_(torch.from_numpy(self.weight))
             layer.bias.copy_(torch.from_numpy(self.intercept))

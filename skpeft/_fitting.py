@@ -16,7 +16,7 @@ from skpeft._network import NotFiniteError
 from skpeft._planning import Plan
 from skpeft._shrinkage import HeldOut, Verdict, between, fit_half, judge, validate
 from skpeft._training import History, Rows, train
-from skpeft.heads import default_head, fit_head, logits, temper
+from skpeft.heads import default_head, fit_head, in_units, logits, temper
 
 # How torch says it where it has no kind of its own for it: on a CPU, and on Apple's GPUs.
 _NO_MEMORY = "can't allocate memory|out of memory"
@@ -152,12 +152,17 @@ def find_verdict(plan: Plan, n_epochs: int, trained: dict[str, np.ndarray]) -> V
 
 def head_on(features: np.ndarray, plan: Plan) -> Any:
     """Fit the head of the user, or the default one, on adapted features."""
-    head, weights = plan.head, plan.weights
-    if head is None:
-        weights = plan.rows.weights
-        frozen = plan.rows.frozen if plan.network.trains else features
-        head = default_head(features, plan.y, weights, frozen, plan.objective.task)
-    return fit_head(head, features, plan.y, weights, plan.weights is not None)
+    is_weighted = plan.weights is not None
+    if plan.head is not None:
+        return fit_head(plan.head, features, plan.y, plan.weights, is_weighted)
+    weights, task = plan.rows.weights, plan.objective.task
+    y = plan.rows.targets if task == "regression" else plan.y
+    frozen = plan.rows.frozen if plan.network.trains else features
+    head = default_head(features, y, weights, frozen, task)
+    head = fit_head(head, features, y, weights, is_weighted)
+    if task == "regression":
+        in_units(head, plan.target.mean, plan.target.scale)
+    return head
 
 
 @contextmanager

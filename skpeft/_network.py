@@ -6,6 +6,7 @@ import threading
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -150,9 +151,12 @@ class AdapterNetwork:
             start = self._start(backbone)
             generator = torch.Generator(device="cpu").manual_seed(self.seed)
             lowest = attach(module, backbone, self.adapter, self.layers, generator)
-            for tensor in module.parameters():
-                if tensor.requires_grad:
-                    tensor.data = tensor.data.to(device, weight_dtype)
+            module.eval()
+            known = {id(tensor) for tensor in _tensors(backbone.module)}
+            for tensor in _tensors(module):
+                if id(tensor) not in known:
+                    dtype = weight_dtype if tensor.is_floating_point() else None
+                    tensor.data = tensor.data.to(device, dtype)
             _peft.fill(module, start)
         if self._stored is not None:
             load_tensors(module, self._stored)
@@ -433,10 +437,11 @@ class AdapterNetwork:
         keys = [(place, _content(item)) for item in items]
         wanted = dict(zip(keys, items, strict=True))
         found = {key: kept for key in wanted if (kept := STATES.get(key)) is not None}
-        missing: dict[tuple[int, ...], list[tuple]] = {}
+        missing: dict[tuple, list[tuple]] = {}
         for key, item in wanted.items():
             if key not in found:
-                missing.setdefault(tuple(map(len, item.values())), []).append(key)
+                shapes = tuple(np.shape(array)[:1] for array in item.values())
+                missing.setdefault(shapes, []).append(key)
         for alike in missing.values():
             n_tokens = max(1, self.live.backbone.length(wanted[alike[0]]))
             for rows in self.groups([n_tokens] * len(alike)):
@@ -598,6 +603,10 @@ class AdapterNetwork:
         memo[id(self)] = new
         new.__setstate__(copy.deepcopy(self.__getstate__(), memo))
         return new
+
+
+def _tensors(module: nn.Module) -> Iterator[Tensor]:
+    return chain(module.parameters(), module.buffers())
 
 
 def _weights_of(module: nn.Module) -> tuple[str, int]:

@@ -40,6 +40,7 @@ class Plan:
     `start` is the state in which the adapters change nothing, `start_rows` are those that a
     linear layer starts from, `past` what earlier fits did
     before a warm start. `held_out` says whether the user gave the validation rows.
+    `target` knows what the targets of the rows are as numbers of the user, which `y` holds.
     `weights` are those that the user asked for, None where all rows count the same.
     """
 
@@ -54,6 +55,7 @@ class Plan:
     start_rows: Rows | None
     held_out: bool
     random_state: RandomState
+    target: Any
     y: np.ndarray
     weights: np.ndarray | None
     head: Any
@@ -139,6 +141,7 @@ def make_plan(
         start_rows=start_rows,
         held_out=held_out is not None,
         random_state=random_state,
+        target=target,
         y=data.y,
         weights=estimator._total_weights(data, target),
         head=estimator.head,

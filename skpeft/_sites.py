@@ -13,6 +13,10 @@ from skpeft.encoders import FAMILIES
 from skpeft.encoders.base import Backbone
 
 Layers = int | Sequence[int] | str | None
+_DROPOUTS = (
+    nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout,
+    nn.FeatureAlphaDropout,
+)  # fmt: skip
 
 
 def attach(
@@ -55,12 +59,32 @@ def attach(
                         f"{member!r} replaced a layer by a {type(layer).__name__}; an "
                         "AdaptedLayer is expected, so that the frozen layer inside is known."
                     )
+                _check_parts(layer, member)
                 if role == WHOLE_BLOCK:
                     where, name = module, paths[i]
                 else:
                     where, name = blocks[i], table[role]
                 where.set_submodule(name, layer)
     return indices[0]
+
+
+def _check_parts(layer: AdaptedLayer, adapter: Adapter) -> None:
+    """Refuse parts of an adapter that would not do in a network what they do elsewhere."""
+    own = {n: p for n, p in layer.named_modules() if not f"{n}.".startswith("base.")}
+    for name, part in own.items():
+        if isinstance(part, _DROPOUTS):
+            raise TypeError(
+                f"{adapter!r} has a {type(part).__name__} at {name!r}, which would draw "
+                "from the global generator. Use skpeft.adapters.GeneratorDropout."
+            )
+    state = layer.state_dict().keys()
+    for name, _ in layer.named_buffers():
+        if name in state and not name.startswith("base."):
+            raise TypeError(
+                f"{adapter!r} has the persistent buffer {name!r}, but of an adapter only "
+                "what is trained is saved. Make it a parameter; or, if `wrap` always makes "
+                "the same, register it with persistent=False."
+            )
 
 
 def block_paths(backbone: Backbone) -> list[str]:

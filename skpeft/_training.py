@@ -125,7 +125,7 @@ class Linear(nn.Module):
         device, dtype = network.live.device, torch.from_numpy(features).dtype
 
         def tensor(values: np.ndarray) -> Tensor:
-            return torch.as_tensor(values).to(device, dtype)
+            return torch.from_numpy(values).to(device, dtype)
 
         self.centre, self.scale = tensor(start.centre), float(start.scale)
         self.weight = nn.Parameter(tensor(start.coef))

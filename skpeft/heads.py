@@ -245,6 +245,21 @@ def fit_head(
         ) from error
 
 
+def in_units(head: Ridge, mean: np.ndarray, scale: np.ndarray) -> None:
+    """Turn a head of standardised numbers into one of the numbers themselves, in place.
+
+    Parameters
+    ----------
+    head : Ridge
+        Fitted to ``(y - mean) / scale``. In float64 from here on: a number may be large
+        and its differences small, as those of dates are.
+    mean, scale : ndarray of shape () or (n_outputs,)
+        Of each number.
+    """
+    head.coef_ = (head.coef_.T * scale).T
+    head.intercept_ = head.intercept_ * scale + mean
+
+
 def ask(head, method: str, features: np.ndarray) -> np.ndarray:
     """Output of one method of a fitted head, as one array."""
     return one_array(getattr(head, method)(features), getattr(head, "classes_", None))

@@ -219,7 +219,14 @@ class AdapterRegressor(RegressorMixin, BaseAdapterEstimator):
             ) from error
 
     def _learn_target(self, y, names=None):
-        scale = np.std(y, axis=0)
+        with np.errstate(over="ignore", invalid="ignore"):
+            scale = np.std(y, axis=0)
+        if not np.isfinite(scale).all():
+            raise ValueError(
+                f"y holds numbers up to {np.abs(y).max():.3g}, whose spread is beyond what "
+                "a float64 holds. Divide them by a number, or fit by "
+                "sklearn.compose.TransformedTargetRegressor."
+            )
         # By rounding, the deviation of a constant need not be 0.
         varies = (np.ptp(y, axis=0) > 0) & (scale > 0)
         return NumberTarget(np.mean(y, axis=0), np.where(varies, scale, 1.0))

@@ -201,6 +201,19 @@ def test_estimator_in_float64_is_exported_in_float32(plain_folder):
     np.testing.assert_allclose(found, clf.decision_function(TEXTS), atol=1e-5)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
+def test_export_is_in_float32_whatever_torch_makes_by_default(dtype):
+    clf, former = fit("tiny"), torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        module = clf.to_torch()
+        found = module(**module.prepare(TEXTS))
+    finally:
+        torch.set_default_dtype(former)
+    assert {t.dtype for t in module.parameters()} == {torch.float32}
+    np.testing.assert_allclose(found, clf.decision_function(TEXTS), atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("encoder", "X"), [("tiny", TEXTS), (ArrayEncoder(), NUMBERS)], ids=str
 )

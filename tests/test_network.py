@@ -52,6 +52,23 @@ def test_network_leaves_the_global_generator_alone():
     assert torch.equal(torch.get_rng_state(), before)
 
 
+def test_item_may_hold_single_numbers():
+    """An encoder of one's own says what its items hold."""
+    network = randomise(build(LoRA(2), ArrayEncoder(), layers=[1]))
+    items = network.prepare(np.arange(5.0)[:, None])
+    numbered = [item | {"number": np.array(i)} for i, item in enumerate(items)]
+    np.testing.assert_array_equal(network.features(numbered), network.features(items))
+
+
+def test_features_of_alike_items_stand_in_each_place(monkeypatch):
+    network = randomise(build())
+    monkeypatch.setattr(_network, "_WINDOWS_AT_ONCE", 2)
+    order = np.array([3, 0, 1, 0, 2, 1, 0, 3])
+    features = network.features(network.prepare([TEXTS[i] for i in order]))
+    alone = network.features(network.prepare(TEXTS))
+    np.testing.assert_allclose(features, alone[order], atol=1e-6)
+
+
 def test_features_come_out_in_the_order_of_the_items(monkeypatch):
     network = randomise(build())
     items = network.prepare(TEXTS)

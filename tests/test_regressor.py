@@ -89,6 +89,36 @@ def test_fit_to_a_target_in_other_units_predicts_in_these_units(
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5 * factor)
 
 
+def test_dates_are_told_apart_by_the_minute():
+    dates = 1.7e9 + 60.0 * np.arange(len(TEXTS))
+    found = make().fit(TEXTS, dates).predict(NEW_TEXTS)
+    shifted = make().fit(TEXTS, dates - 1.7e9).predict(NEW_TEXTS)
+    np.testing.assert_allclose(found - 1.7e9, shifted, rtol=1e-3, atol=0.1)
+
+
+@pytest.mark.parametrize("factor", [1e-46, 1e150])
+def test_numbers_that_float32_does_not_hold_are_learned(factor):
+    expected = fitted().predict(NEW_TEXTS) * factor
+    found = make().fit(TEXTS, Y * factor).predict(NEW_TEXTS)
+    np.testing.assert_allclose(found, expected, rtol=1e-3)
+
+
+def test_default_head_is_a_ridge_regression_of_the_numbers():
+    reg = fitted()
+    features = reg.transform(TEXTS).astype(np.float64)
+    alone = Ridge(alpha=reg.head_.alpha).fit(features, Y)
+    np.testing.assert_allclose(reg.head_.coef_, alone.coef_, rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(
+        reg.predict(NEW_TEXTS), alone.predict(reg.transform(NEW_TEXTS)), atol=1e-4
+    )
+
+
+def test_default_device_of_torch_is_of_no_consequence():
+    with torch.device("meta"):
+        found = make().fit(TEXTS, Y).predict(NEW_TEXTS)
+    np.testing.assert_array_equal(found, fitted().predict(NEW_TEXTS))
+
+
 def test_predictions_are_one_float_a_row():
     predictions = fitted().predict(NEW_TEXTS)
     assert predictions.shape == (len(NEW_TEXTS),)
@@ -340,8 +370,12 @@ def test_fit_that_is_refused_leaves_the_earlier_one(X, y, parameters):
         (["good", *Y[1:]], "could not convert|dtype"),
         (np.stack([Y, Y], axis=1)[None], "1d array|dim 3"),
         (Y[:-1], "inconsistent"),
+        (
+            [1e300, -1e300] * (len(TEXTS) // 2),
+            r"y holds numbers up to 1e\+300.*Divide them",
+        ),
     ],
-    ids=["None", "NaN", "infinity", "None inside", "word", "three axes", "length"],
+    ids=["None", "NaN", "infinity", "inside", "word", "axes", "length", "huge"],
 )
 def test_target_that_is_no_column_of_numbers_is_refused(y, message):
     reg = make()

@@ -3,12 +3,15 @@
 import ast
 import inspect
 import math
+import pickle
 
+import numpy as np
 import pytest
 import torch
 from numpydoc.docscrape import ClassDoc
 from torch import nn
 
+from skpeft import AdapterClassifier
 from skpeft.adapters import (
     ADAPTERS,
     IA3,
@@ -26,8 +29,9 @@ from skpeft.adapters import (
     LoRA,
     Prefix,
     Stack,
+    unrounded,
 )
-from skpeft.adapters.base import Handover
+from skpeft.adapters.base import Handover, widths
 from skpeft.objectives import OBJECTIVES
 
 # What sets the capacity of a method, for those that have one.
@@ -199,6 +203,97 @@ def test_adapter_that_says_nothing_else_is_trained_has_no_capacity_and_no_norms(
 def test_what_an_adapter_does_not_define_is_an_error(ask):
     with pytest.raises(NotImplementedError):
         ask(Adapter())
+
+
+class VectorLinear(AdaptedLayer):
+    """Trained vectors between random matrices that stay, after Kopiczko et al. (2024)."""
+
+    def __init__(self, base, generator, *, part=None, kind="parameter"):
+        super().__init__(base)
+        n_in, n_out = widths(base)
+        self.down = nn.Parameter(
+            torch.empty(4, n_in).normal_(generator=generator), requires_grad=False
+        )
+        up = torch.empty(n_out, 4).normal_(generator=generator)
+        if kind == "parameter":
+            self.up = nn.Parameter(up, requires_grad=False)
+        else:
+            self.register_buffer("up", up, persistent=kind == "persistent")
+        self.inner = nn.Parameter(torch.full((4,), 0.1))
+        self.outer = nn.Parameter(torch.zeros(n_out))
+        self.part = part or nn.Identity()
+
+    def forward(self, x):
+        output = self.base(x)
+        with unrounded(x):
+            inner = nn.functional.linear(x.to(self.down.dtype), self.down) * self.inner
+            update = nn.functional.linear(self.part(inner), self.up) * self.outer
+        return (output + update).to(output.dtype)
+
+
+class Vectors(Bare):
+    """Random matrices are made anew from the generator, so nothing but vectors is saved."""
+
+    def __init__(self, part=None, kind="parameter"):
+        self.part = part
+        self.kind = kind
+
+    def wrap(self, layer, role, generator):
+        return VectorLinear(layer, generator, part=self.part, kind=self.kind)
+
+    def count(self, sites):
+        return sum(4 + n_out for _, n_out in sites.values())
+
+
+TEXTS = [f"{word} {thing}" for thing in ("film", "book", "tea") for word in "ab"]
+
+
+@pytest.mark.parametrize("kind", ["parameter", "buffer"])
+@pytest.mark.parametrize("precision", ["float32", "float64", "bfloat16"])
+@pytest.mark.filterwarnings("ignore:precision='bfloat16'")
+def test_frozen_tensors_of_an_adapter_come_along(kind, precision):
+    own = {"learning_rate": 0.1, "precision": precision, "random_state": 0}
+    clf = AdapterClassifier("tiny", adapter=Vectors(kind=kind), **own)
+    clf.fit(TEXTS, list("ab") * 3)
+    frozen = AdapterClassifier("tiny", adapter=None).fit(TEXTS, list("ab") * 3)
+    features = clf.transform(TEXTS)
+    assert np.abs(features - frozen.transform(TEXTS)).max() > 1e-3
+    again = pickle.loads(pickle.dumps(clf))
+    np.testing.assert_array_equal(again.transform(TEXTS), features)
+
+
+class Mode(nn.Module):
+    """Tells by its output in which mode it is."""
+
+    def forward(self, x):
+        return 2 * x if self.training else x
+
+
+def test_modules_of_an_adapter_are_in_evaluation_mode():
+    fits = [
+        AdapterClassifier(
+            "tiny", adapter=Vectors(part), learning_rate=0.1, random_state=0
+        ).fit(TEXTS, list("ab") * 3)
+        for part in (Mode(), None)
+    ]
+    assert fits[0].loss_curve_ == fits[1].loss_curve_
+    features = [clf.transform(TEXTS) for clf in fits]
+    np.testing.assert_array_equal(*features)
+
+
+@pytest.mark.parametrize(
+    ("adapter", "message"),
+    [
+        (Vectors(nn.Dropout(0.3)), "a Dropout at 'part'.*Use .*GeneratorDropout"),
+        (Vectors(nn.Sequential(nn.AlphaDropout())), "an? AlphaDropout at 'part.0'"),
+        (Vectors(nn.BatchNorm1d(4)), "the persistent buffer 'part.running_mean'"),
+        (Vectors(kind="persistent"), "the persistent buffer 'up'.*persistent=False"),
+    ],
+    ids=["dropout", "inside", "batch norm", "buffer"],
+)
+def test_parts_of_an_adapter_that_would_be_lost_or_random_are_refused(adapter, message):
+    with pytest.raises(TypeError, match=message):
+        AdapterClassifier("tiny", adapter=adapter).fit(TEXTS, list("ab") * 3)
 
 
 # How it starts
