@@ -197,6 +197,7 @@ class BaseAdapterEstimator(
         parts = [
             f"{trained:,} of {total:,} parameters trained ({trained / total:.2%})",
             f"{self.n_epochs_} epochs" + (f", the best {best}" if best else ""),
+            f"shrinkage {self.shrinkage_:.2f}",
             f"{seconds:.1f} s on {device} in {types[1] or types[0]}",
         ]
         return f"{type(self).__name__}: {'; '.join(parts)}".replace("torch.", "")
@@ -233,8 +234,8 @@ class BaseAdapterEstimator(
             if not str(error).startswith(("Input y contains", "Input contains")):
                 raise
             raise ValueError(
-                f"{str(error).rstrip('.')}. Every row needs a target: fill or drop those "
-                "without one."
+                f"{str(error).rstrip('.')}. Every row needs a target that is there and "
+                "finite: fill or drop the others."
             ) from error
         check_consistent_length(samples, y)
         if isinstance(samples[0], tuple) and y.tolist() in map(

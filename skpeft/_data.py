@@ -125,9 +125,11 @@ def _rows(X) -> list:
             "input is not supported; pass the texts themselves."
         )
     if X is None or isinstance(X, dict | set | frozenset) or not hasattr(X, "__len__"):
+        unordered = isinstance(X, dict | set | frozenset)
         raise TypeError(
             f"X is a {type(X).__name__}; a list, array, Series or frame of texts is "
-            "expected. Turn it into a list first."
+            f"expected. {'Give' if unordered else 'Turn'} "
+            f"{'the texts in their order' if unordered else 'it into a list first'}."
         )
     if hasattr(X, "columns"):
         return np.asarray(X, dtype=object).tolist()

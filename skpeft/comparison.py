@@ -141,7 +141,8 @@ def compare_strategies(
 
 def _models(strategies, estimator):
     """Unfitted models by name."""
-    if not hasattr(estimator, "get_params") or "adapter" not in estimator.get_params():
+    known = hasattr(estimator, "get_params") and not isinstance(estimator, type)
+    if not known or "adapter" not in estimator.get_params():
         raise ValueError(
             f"estimator={estimator!r} was given; an AdapterClassifier or AdapterRegressor "
             "is expected, whose adapter is set. Others go into strategies by name."

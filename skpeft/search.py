@@ -292,6 +292,29 @@ class BaseAdapterCV:
             for i, trial in enumerate(trials)
         ]
 
+    def score(self, X, y, sample_weight=None):
+        """Score of the best estimator, by `scoring`.
+
+        Parameters
+        ----------
+        X : sequence of samples
+            As in `fit`.
+        y : array-like of shape (n_samples,) or (n_samples, n_outputs)
+            Targets.
+        sample_weight : array-like of shape (n_samples,) or None, default=None
+            Weights of the rows, if `scoring` takes them.
+
+        Returns
+        -------
+        float
+            By `scoring`; without it accuracy of a classifier, R² of a regressor.
+        """
+        check_is_fitted(self)
+        given = {} if sample_weight is None else {"sample_weight": sample_weight}
+        return check_scoring(self.best_estimator_, self.scoring)(
+            self.best_estimator_, X, y, **given
+        )
+
     def save_pretrained(self, folder):
         """Save the best estimator as a folder without pickle.
 

@@ -680,6 +680,7 @@ def test_fit_at_verbose_1_ends_with_a_line_of_summary(capfd):
     assert line.startswith(
         f"AdapterClassifier: {trained:,} of {trained + frozen:,} parameters trained "
         f"({share:.2%}); {clf.n_epochs_} epochs, the best {best}; "
+        f"shrinkage {clf.shrinkage_:.2f}; "
     )
     assert line.endswith(" s on cpu in float32")
 

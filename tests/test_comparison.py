@@ -166,6 +166,11 @@ def test_verbose_shows_a_bar_and_the_default_nothing(capfd):
     assert "2/2" in err
 
 
+def test_class_in_place_of_an_estimator_is_refused():
+    with pytest.raises(ValueError, match=r"estimator=.* is expected, whose adapter"):
+        compare_strategies(TEXTS, LABELS, estimator=AdapterClassifier)
+
+
 # Memory -------------------------------------------------------------------------------
 
 

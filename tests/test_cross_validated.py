@@ -76,6 +76,19 @@ def test_without_elimination_scores_are_those_of_grid_search(kind, single, y, sc
     again = clone(search.estimator).set_params(**best).fit(TEXTS, y)
     np.testing.assert_array_equal(cv.predict(TEXTS), again.predict(TEXTS))
     assert set(search.cv_results_) <= set(cv.cv_results_)
+    assert cv.score(TEXTS, y) == pytest.approx(search.score(TEXTS, y))
+
+
+@KINDS
+def test_score_takes_weights(kind, single, y):
+    scoring = "accuracy" if kind is AdapterClassifierCV else "r2"
+    weights = np.arange(len(y))
+    for chosen in (None, scoring):
+        cv = kind(**OWN, ranks=[2], cv=2, scoring=chosen).fit(TEXTS, y)
+        expected = cv.best_estimator_.score(TEXTS, y, sample_weight=weights)
+        assert cv.score(TEXTS, y, sample_weight=weights) == pytest.approx(expected)
+    with pytest.raises(NotFittedError):
+        kind(**OWN).score(TEXTS, y)
 
 
 @KINDS

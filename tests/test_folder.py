@@ -557,6 +557,12 @@ def test_folder_with_missing_file_is_refused(folder, file):
         AdapterClassifier.from_pretrained(folder)
 
 
+def test_file_in_place_of_a_folder_is_refused_with_what_reads_it(tmp_path):
+    (tmp_path / "model.joblib").write_bytes(b"some")
+    with pytest.raises(FileNotFoundError, match=r"is a file: joblib\.load"):
+        AdapterClassifier.from_pretrained(tmp_path / "model.joblib")
+
+
 @pytest.mark.parametrize("file", [*TENSOR_FILES, _folder.RECIPE, _folder._peft.CONFIG])
 def test_folder_with_link_that_leads_out_is_refused(folder, file, tmp_path):
     (folder / file).rename(tmp_path / "elsewhere")

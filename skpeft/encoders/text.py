@@ -159,6 +159,12 @@ class TextEncoder(ByReference, Encoder):
             windows are asked for where a sample cannot be read in windows.
         """
         self.validate()
+        if self.model == "tiny" and not Path(self.model).is_dir():
+            raise ValueError(
+                "TextEncoder reads models of transformers, and 'tiny' is skpeft's own name "
+                "for an encoder without weights to load. Use encoder='tiny' or "
+                "skpeft.encoders.TinyTextEncoder()."
+            )
         if self.long_text == "chunk" and self.pair == "cross" and n_features == 2:
             raise ValueError(
                 "long_text='chunk' was given with pair='cross', which reads both texts "

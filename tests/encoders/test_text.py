@@ -287,6 +287,11 @@ def nothing_cached(monkeypatch, tmp_path):
     monkeypatch.setattr(_hub, "_PACKAGE", "no_such_package_of_weights")
 
 
+def test_name_of_the_encoder_without_weights_is_not_looked_up():
+    with pytest.raises(ValueError, match=r"encoder='tiny' or .*TinyTextEncoder\(\)"):
+        AdapterClassifier(TextEncoder("tiny")).fit(["a", "b"], [0, 1])
+
+
 @pytest.mark.parametrize(
     "name",
     ["sentence-transformers/all-MiniLM-L6-v2", "nobody/no-model", "./no/such/folder"],
