@@ -124,12 +124,14 @@ def _rows(X) -> list:
             "X is a sparse matrix of numbers; a sequence of texts is expected. Sparse "
             "input is not supported; pass the texts themselves."
         )
-    if X is None or isinstance(X, dict | set | frozenset) or not hasattr(X, "__len__"):
-        unordered = isinstance(X, dict | set | frozenset)
+    unordered = X is None or isinstance(X, dict | set | frozenset)
+    if unordered or not hasattr(X, "__len__"):
+        remedy = (
+            "Give the texts, in order" if unordered else "Turn it into a list first"
+        )
         raise TypeError(
             f"X is a {type(X).__name__}; a list, array, Series or frame of texts is "
-            f"expected. {'Give' if unordered else 'Turn'} "
-            f"{'the texts in their order' if unordered else 'it into a list first'}."
+            f"expected. {remedy}."
         )
     if hasattr(X, "columns"):
         return np.asarray(X, dtype=object).tolist()

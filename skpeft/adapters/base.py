@@ -75,8 +75,10 @@ class Adapter(WithParameters):
     - `count(sites)`, the formula of its trainable parameters in one block;
     - the class attributes below.
 
-    The network decides about devices, traversal and freezing. A method whose parts span
-    several layers overrides `attach` instead of `wrap`.
+    The network decides about devices, number types, traversal and freezing. A method whose
+    parts span several layers overrides `attach` instead of `wrap`. Only what is trained is
+    saved, so what else a layer has must come out the same whenever `wrap` is called. Modules
+    are in evaluation mode throughout; for dropout there is `GeneratorDropout`.
 
     Examples
     --------
