@@ -212,6 +212,13 @@ def _check_agreement(fitted: dict[str, Any], network: dict[str, Any]) -> None:
 def _existing(folder: str | os.PathLike) -> Path:
     place = Path(folder).expanduser()
     if place.is_dir():
+        if (place / _peft.CONFIG).is_file() and not (place / RECIPE).is_file():
+            raise FileNotFoundError(
+                f"The folder {str(folder)!r} holds no file {RECIPE!r}, so it is an adapter "
+                "without a head, or not the whole model. Copy the whole folder again; or "
+                "fit with an adapter that starts from this one, such as "
+                f"adapter=LoRA.from_pretrained({str(folder)!r})."
+            )
         return place
     aside = left_aside(place)
     hint = (

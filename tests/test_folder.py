@@ -557,6 +557,14 @@ def test_folder_with_missing_file_is_refused(folder, file):
         AdapterClassifier.from_pretrained(folder)
 
 
+def test_folder_of_an_adapter_alone_is_refused_with_what_reads_it(folder):
+    (folder / _folder.RECIPE).unlink()
+    with pytest.raises(
+        FileNotFoundError, match=r"adapter=LoRA\.from_pretrained\('.*'\)"
+    ):
+        AdapterClassifier.from_pretrained(folder)
+
+
 def test_file_in_place_of_a_folder_is_refused_with_what_reads_it(tmp_path):
     (tmp_path / "model.joblib").write_bytes(b"some")
     with pytest.raises(FileNotFoundError, match=r"is a file: joblib\.load"):
