@@ -238,11 +238,19 @@ def _make_up_the_whole(
 
 @contextmanager
 def noting_calls(blocks: nn.Module) -> Iterator[dict[str, list[tuple]]]:
-    """Inside, note the first argument and the output of each call of a child."""
+    """Inside, note the first argument and the output of each call of a child.
+
+    Those of this thread: others may predict with the same modules.
+    """
     calls: dict[str, list[tuple]] = {name: [] for name, _ in blocks.named_children()}
+    own = threading.get_ident()
 
     def note(name: str) -> Callable[[nn.Module, tuple, object], None]:
-        return lambda _, args, output: calls[name].append((args[:1], output))
+        def hook(_: nn.Module, args: tuple, output: object) -> None:
+            if threading.get_ident() == own:
+                calls[name].append((args[:1], output))
+
+        return hook
 
     hooks = [
         block.register_forward_hook(note(name))

@@ -565,3 +565,13 @@ def test_merged_weights_of_few_networks_are_kept():
     cache.put((WEIGHTS, 5), [torch.zeros(10_000)])  # beyond the limit itself
     assert (WEIGHTS, 5) not in cache
     assert [i for i in range(4) if ("sample", i) in cache] == [0, 1, 2, 3]
+
+
+def test_calls_of_another_thread_are_not_taken_for_own_ones():
+    blocks = nn.ModuleList([nn.Identity(), nn.Identity()])
+    own, other = torch.zeros(1, 2, 3), torch.ones(4, 5, 3)
+    with _prefix.noting_calls(blocks) as calls, ThreadPoolExecutor(1) as pool:
+        pool.submit(blocks[0], other).result()
+        blocks[1](blocks[0](own))
+    assert [len(calls[name]) for name in ("0", "1")] == [1, 1]
+    assert calls["0"][0][0][0] is own
