@@ -1,5 +1,6 @@
 """Scores of an estimator as features of another one, out of fold where rows were seen."""
 
+from collections import Counter
 from collections.abc import Iterable
 from typing import ClassVar
 
@@ -126,20 +127,33 @@ class AdapterScores(TransformerMixin, BaseEstimator):
         ndarray of shape (n_samples, n_classes) or (n_samples, n_outputs)
             Probabilities in the order of the classes or labels, or predictions.
         """
-        self.fit(X, y)
+        self._validate_params()
         y = y.toarray() if scipy.sparse.issparse(y) else y
         cv = self.cv
-        if isinstance(cv, Integral):
-            by_class = is_classifier(self.estimator) and self._n_targets == 1
-            kind = StratifiedKFold if by_class else KFold
-            state = self.random_state if self.shuffle else None
-            cv = kind(cv, shuffle=self.shuffle, random_state=state)
+        if isinstance(cv, Integral) and y is not None:
+            cv = self._splitter(y)
+        self.fit(X, y)
         scores = cross_val_predict(
             self.estimator, X, y, cv=cv, n_jobs=self.n_jobs, method=self._method
         )
         return _as_columns(
             one_array(scores, getattr(self.estimator_, "classes_", None))
         )
+
+    def _splitter(self, y):
+        """Splitter into so many folds, if there are rows enough."""
+        by_class = is_classifier(self.estimator) and n_columns(y) == 1
+        kind = StratifiedKFold if by_class else KFold
+        sizes = Counter(np.ravel(y).tolist()).values() if by_class else [len(y)]
+        most = max(sizes, default=0)
+        if self.cv > most:
+            raise ValueError(
+                f"cv={self.cv} folds are to be made, but the "
+                f"{'largest class has' if by_class else 'data have'} {most} rows. Give a "
+                "smaller cv, or more rows."
+            )
+        state = self.random_state if self.shuffle else None
+        return kind(self.cv, shuffle=self.shuffle, random_state=state)
 
     def get_feature_names_out(self, input_features=None):
         """Names of the columns: of the classes or labels, or of the predictions.

@@ -134,6 +134,23 @@ def test_scores_of_classifier_without_probabilities_are_refused():
         AdapterScores(LinearSVC()).fit(TEXTS, LABELS)
 
 
+@pytest.mark.parametrize(
+    ("estimator", "y", "message"),
+    [
+        (classifier(), list("aab"), r"cv=3 .* the largest class has 2 rows"),
+        (AdapterRegressor("tiny"), [1.0, 2.0], r"cv=3 .* the data have 2 rows"),
+        (classifier(), [], r"cv=3 .* the largest class has 0 rows"),
+    ],
+    ids=["classes", "numbers", "empty"],
+)
+def test_too_few_rows_for_folds_are_refused_before_a_fit(
+    estimator, y, message, monkeypatch
+):
+    monkeypatch.setattr(AdapterScores, "fit", None)
+    with pytest.raises(ValueError, match=message):
+        AdapterScores(estimator, cv=3).fit_transform(TEXTS[: len(y)], y)
+
+
 def test_scores_of_regressor_are_one_column_of_predictions():
     y = np.array([text.count("plane") for text in TEXTS], dtype=float)
     scores = AdapterScores(AdapterRegressor("tiny", random_state=0), cv=3)
