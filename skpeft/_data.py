@@ -124,11 +124,11 @@ def _rows(X) -> list:
             "X is a sparse matrix of numbers; a sequence of texts is expected. Sparse "
             "input is not supported; pass the texts themselves."
         )
-    unordered = X is None or isinstance(X, dict | set | frozenset)
-    if unordered or not hasattr(X, "__len__"):
-        remedy = (
-            "Give the texts, in order" if unordered else "Turn it into a list first"
-        )
+    has_no_order = X is None or isinstance(X, dict | set | frozenset)
+    if has_no_order or not hasattr(X, "__len__"):
+        remedy = "Turn it into a list first"
+        if has_no_order:
+            remedy = "Give the texts, in order"
         raise TypeError(
             f"X is a {type(X).__name__}; a list, array, Series or frame of texts is "
             f"expected. {remedy}."

@@ -221,17 +221,18 @@ def _existing(folder: str | os.PathLike) -> Path:
             )
         return place
     aside = left_aside(place)
-    hint = (
-        "Download a model of a hub with huggingface_hub.snapshot_download, and pass the "
-        "folder that it returns."
-    )
-    if aside:
+    if place.is_file():
+        hint = "It is a file: joblib.load reads what joblib.dump has written."
+    elif aside:
         former = str(aside[-1])
         hint = (
             f"A save that was cut short left the former model in {former!r}: rename it."
         )
-    if place.is_file():
-        hint = "It is a file: joblib.load reads what joblib.dump has written."
+    else:
+        hint = (
+            "Download a model of a hub with huggingface_hub.snapshot_download, and pass "
+            "the folder that it returns."
+        )
     raise FileNotFoundError(
         f"{str(folder)!r} is no folder on this machine; expected is one that "
         f"save_pretrained has written. {hint}"

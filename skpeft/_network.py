@@ -6,7 +6,6 @@ import threading
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -32,7 +31,7 @@ from skpeft._sites import (
 )
 from skpeft.adapters import _peft
 from skpeft.adapters.base import Adapter, GeneratorDropout, ReweightedLayer, lent
-from skpeft.encoders.base import Backbone, Encoder, Item, same_features
+from skpeft.encoders.base import Backbone, Encoder, Item, same_features, tensors_of
 
 #: Layout of pickled networks; raised when an older version could not read a new one.
 FORMAT = 1
@@ -152,8 +151,8 @@ class AdapterNetwork:
             generator = torch.Generator(device="cpu").manual_seed(self.seed)
             lowest = attach(module, backbone, self.adapter, self.layers, generator)
             module.eval()
-            known = {id(tensor) for tensor in _tensors(backbone.module)}
-            for tensor in _tensors(module):
+            known = {id(tensor) for tensor in tensors_of(backbone.module)}
+            for tensor in tensors_of(module):
                 if id(tensor) not in known:
                     dtype = weight_dtype if tensor.is_floating_point() else None
                     tensor.data = tensor.data.to(device, dtype)
@@ -603,10 +602,6 @@ class AdapterNetwork:
         memo[id(self)] = new
         new.__setstate__(copy.deepcopy(self.__getstate__(), memo))
         return new
-
-
-def _tensors(module: nn.Module) -> Iterator[Tensor]:
-    return chain(module.parameters(), module.buffers())
 
 
 def _weights_of(module: nn.Module) -> tuple[str, int]:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from skpeft.adapters.base import BesideBlock
+from skpeft.encoders.base import tensors_of
 
 
 class Flow(threading.local):
@@ -313,7 +314,7 @@ def _with_blocks(
     module: nn.Module, path: str, replacements: Mapping[str, nn.Module]
 ) -> nn.Module:
     """Copy of a module tree with other blocks; tensors and all else that is in blocks stay."""
-    tensors = chain(module.parameters(), module.buffers())
+    tensors = tensors_of(module)
     kept = islice(module.get_submodule(path).modules(), 1, None)
     new = copy.deepcopy(module, {id(part): part for part in chain(tensors, kept)})
     for name, block in replacements.items():

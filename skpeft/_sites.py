@@ -70,9 +70,8 @@ def attach(
 
 def _check_parts(layer: AdaptedLayer, adapter: Adapter) -> None:
     """Refuse parts of an adapter that would not do in a network what they do elsewhere."""
-    own = {n: p for n, p in layer.named_modules() if not f"{n}.".startswith("base.")}
-    for name, part in own.items():
-        if isinstance(part, _DROPOUTS):
+    for name, part in layer.named_modules():
+        if isinstance(part, _DROPOUTS) and not f"{name}.".startswith("base."):
             raise TypeError(
                 f"{adapter!r} has a {type(part).__name__} at {name!r}, which would draw "
                 "from the global generator. Use skpeft.adapters.GeneratorDropout."

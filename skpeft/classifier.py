@@ -168,8 +168,8 @@ class AdapterClassifier(ClassifierMixin, BaseAdapterEstimator):
         "auto" (a GPU if there is one) or a device name of torch. Resolved again after
         loading.
     precision : {"auto", "float32", "float64", "bfloat16"}, default="auto"
-        "auto" is float32 on a CPU and frozen products in bfloat16 on a CUDA GPU. With
-        "bfloat16" adapters, optimizer and head stay in float32; a processor that has no
+        "auto" is "float32" on a CPU and "bfloat16" on a CUDA GPU: products of the encoder
+        in that type; adapters, optimizer and head in float32. A processor that has no
         instructions for it gets a warning.
 
     Attributes

@@ -92,7 +92,7 @@ def test_check_texts_with_rows_of_unlike_width_names_the_first_odd_one(rows):
         ("one text", TypeError, "single str"),
         (b"one text", TypeError, "single bytes"),
         (None, TypeError, "NoneType"),
-        ({"a": "b"}, TypeError, "dict"),
+        ({"a": "b"}, TypeError, "dict.*Give the texts, in order"),
         ({"a"}, TypeError, "set"),
         ((t for t in "ab"), TypeError, "generator"),
         (3, TypeError, "int"),

@@ -8,7 +8,7 @@ encoder first; results are appended line by line. ``--what``:
 
 - ``fit``: one fit at several numbers of rows, skpeft against peers;
 - ``limit``: matrix products that the training loop must do, at the rate that the machine
-  reached for products of the same shapes just before, over the seconds that it took;
+  reached for products of the same shapes just after, over the seconds that it took;
 - ``search``: 4 ranks by 5 folds and the refit: `GridSearchCV` with the cache of hidden
   states, without, 21 cold fits one by one, `AdapterClassifierCV` (on a GPU its fits train
   together; `cv_apart`: one by one there too), and 21 fits of PEFT's LoRA by skorch;

@@ -468,7 +468,7 @@ def is_plain_linear(layer: nn.Module) -> bool:
 def unrounded(x: Tensor) -> AbstractContextManager:
     """Return a context in which an adapter computes in the precision of its tensors.
 
-    In reduced precision only products with frozen weights are rounded.
+    In reduced precision the products of the encoder are rounded, and not those of adapters.
 
     Parameters
     ----------

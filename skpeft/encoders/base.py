@@ -4,7 +4,7 @@ import copy
 import hashlib
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import chain
 from typing import Any, ClassVar
 
@@ -154,7 +154,7 @@ class Backbone:
 
     def share_module(self) -> nn.Module:
         """Copy the module tree; every tensor stays the very same one."""
-        tensors = chain(self.module.parameters(), self.module.buffers())
+        tensors = tensors_of(self.module)
         return copy.deepcopy(self.module, {id(tensor): tensor for tensor in tensors})
 
     def reader(self) -> "Backbone":
@@ -209,6 +209,11 @@ def warn_cut(n_cut: int, n_samples: int, max_length: int, remedy: str) -> None:
         )
 
 
+def tensors_of(module: nn.Module) -> Iterator[Tensor]:
+    """Parameters and buffers of a module."""
+    return chain(module.parameters(), module.buffers())
+
+
 def probe_features(module: nn.Module, batch: dict[str, Tensor]) -> Any:
     """Features of a fixed batch, whatever autocast or gradient mode the caller is in."""
     device = next(iter(batch.values())).device.type
@@ -226,7 +231,7 @@ def same_features(probe: np.ndarray | None, other: np.ndarray | None) -> bool:
 
 def refuse_inference(module: nn.Module) -> None:
     """Raise a `ValueError` if a module holds tensors made in inference mode."""
-    if any(t.is_inference() for t in chain(module.parameters(), module.buffers())):
+    if any(t.is_inference() for t in tensors_of(module)):
         raise ValueError(
             "The given model was loaded inside torch.inference_mode(), which leaves "
             "tensors that cannot take part in training. Load it outside."
@@ -235,7 +240,7 @@ def refuse_inference(module: nn.Module) -> None:
 
 def addresses(module: nn.Module) -> tuple:
     """Where the tensors of a module are in memory."""
-    return tuple(t.data_ptr() for t in chain(module.parameters(), module.buffers()))
+    return tuple(t.data_ptr() for t in tensors_of(module))
 
 
 class Seal:
@@ -251,7 +256,7 @@ class Seal:
     """
 
     def __init__(self, module: nn.Module) -> None:
-        self._tensors = list(chain(module.parameters(), module.buffers()))
+        self._tensors = list(tensors_of(module))
         self._some = [_some_values(tensor.detach()) for tensor in self._tensors]
         on_cpu = all(tensor.device.type == "cpu" for tensor in self._tensors)
         # Each prediction looks: as arrays that takes half of the time.
