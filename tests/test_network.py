@@ -55,7 +55,7 @@ def test_network_leaves_the_global_generator_alone():
 def test_item_may_hold_single_numbers():
     """An encoder of one's own says what its items hold."""
     network = randomise(build(LoRA(2), ArrayEncoder(), layers=[1]))
-    items = network.prepare(np.arange(5.0)[:, None])
+    items = network.prepare(np.arange(20.0)[:, None])  # enough to be kept
     numbered = [item | {"number": np.array(i)} for i, item in enumerate(items)]
     np.testing.assert_array_equal(network.features(numbered), network.features(items))
 

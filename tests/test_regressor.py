@@ -98,7 +98,7 @@ def test_dates_are_told_apart_by_the_minute():
 
 @pytest.mark.parametrize("factor", [1e-46, 1e150])
 def test_numbers_that_float32_does_not_hold_are_learned(factor):
-    expected = fitted().predict(NEW_TEXTS) * factor
+    expected = fitted().predict(NEW_TEXTS).astype(np.float64) * factor
     found = make().fit(TEXTS, Y * factor).predict(NEW_TEXTS)
     np.testing.assert_allclose(found, expected, rtol=1e-3)
 
