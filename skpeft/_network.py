@@ -506,14 +506,13 @@ class AdapterNetwork:
         """Whether to go on from hidden states, made where there are none.
 
         In a prediction a single text goes through all blocks faster than it makes and uses
-        states, with the same bits.
+        states, with the same bits; nor is the split tried for it.
         """
-        halves = self._halves_for(windows)
+        alone = len(windows) == 1 and not torch.is_grad_enabled()
+        halves = self._halves if alone else self._halves_for(windows)
         if halves is None or sum(lengths) < _LEAST_TOKENS:
             return False
-        if torch.is_grad_enabled() or len(windows) > 1:
-            return True
-        return (self._place(halves.place), _content(windows[0])) in STATES
+        return not alone or (self._place(halves.place), _content(windows[0])) in STATES
 
     def groups(self, lengths: Sequence[int]) -> Iterator[np.ndarray]:
         """Numbers of the rows that go through together, by their lengths."""

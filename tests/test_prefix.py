@@ -418,6 +418,19 @@ def test_text_by_itself_has_the_same_bits_from_what_is_kept(plain_folder, family
     assert cache_info().hits == hits + clf._network.resumes
 
 
+def test_first_text_of_a_loaded_model_does_not_wait_for_a_trial_of_the_split(
+    plain_folder,
+):
+    clf = AdapterClassifier(str(plain_folder("bert")), layers=1, max_epochs=1)
+    loaded = pickle.loads(pickle.dumps(clf.fit(models.TEXTS, LABELS)))
+    text = "good film " * 12
+    first = loaded.transform([text])
+    assert loaded._network._halves is None
+    loaded.transform([text, *models.TEXTS])
+    assert loaded._network.resumes
+    np.testing.assert_array_equal(loaded.transform([text]), first)
+
+
 def test_encoders_do_not_find_each_others_states(plain_folder):
     for seed in (0, 1):
         clf = AdapterClassifier(str(plain_folder("bert", seed)), max_epochs=1)
