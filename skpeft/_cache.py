@@ -140,9 +140,11 @@ class StateCache:
                 self._forget(key)
 
     def _shrink(self) -> None:
-        while self._n_bytes > self.limit:
+        while self._entries and self._n_bytes > self.limit:
             _, tensors = self._entries.popitem(last=False)
             self._n_bytes -= _size(tensors)
+        if not self._entries:
+            self._n_bytes = 0  # whatever an interrupt has left half counted
 
 
 def _size(tensors: list[Any]) -> int:

@@ -128,6 +128,7 @@ class AdapterNetwork:
             with self._lock:
                 if self._live is None:
                     self._live = self._build()
+                    self._stored = None  # now: what stops a build must lose nothing
         return self._live
 
     @torch.inference_mode(False)  # inference tensors could not be trained on
@@ -159,7 +160,6 @@ class AdapterNetwork:
             _peft.fill(module, start)
         if self._stored is not None:
             load_tensors(module, self._stored)
-            self._stored = None
         dropouts = [p for p in module.modules() if isinstance(p, GeneratorDropout)]
         reweighted = [p for p in module.modules() if isinstance(p, ReweightedLayer)]
         if reweighted:  # what is kept of a network goes with it

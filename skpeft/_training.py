@@ -247,13 +247,17 @@ def epochs(
     lengths = network.lengths(rows.items)
     n_batches = -(-len(rows.items) // settings.batch_size)
     rate = schedule(settings, n_batches * settings.max_epochs)
-    limit = 0.0
+    limit, unit = 0.0, float(rows.weights.mean())
     for _ in range(settings.max_epochs):
         losses = []
         for numbers in batches(rows, lengths, objective, settings, random_state):
             batch = rows.take(numbers)
             loss_of = partial(
-                mean_objective, linear=linear, batch=batch, objective=objective
+                mean_objective,
+                linear=linear,
+                batch=batch,
+                objective=objective,
+                unit=unit,
             )
             losses.append(settings.learn(network, batch.items, optimizer, loss_of))
             update(optimizer, next(rate))
@@ -306,16 +310,29 @@ def update(optimizer: torch.optim.Optimizer, rate: float) -> None:
 
 
 def mean_objective(
-    features: Tensor, linear: Linear | None, batch: Rows, objective: Objective
+    features: Tensor,
+    linear: Linear | None,
+    batch: Rows,
+    objective: Objective,
+    unit: float,
 ) -> Tensor:
-    """Weighted mean of the objective over rows."""
+    """Mean of the objective over rows, each times its weight in units of `unit`.
+
+    The unit is that of all batches: a batch of light rows counts little.
+    """
     outputs = features if linear is None else linear(features)
     targets, weights = (
         moved(torch.from_numpy(values), features.device, features.dtype)
-        for values in (batch.targets, batch.weights)
+        for values in (batch.targets, batch.weights / unit)
     )
-    total = weights.sum().clamp(min=torch.finfo(weights.dtype).tiny)
-    return (objective.value(outputs, targets) * weights).sum() / total
+    value = objective.value(outputs, targets)
+    if value.shape != weights.shape:
+        raise ValueError(
+            f"The value of objective={objective!r} has shape {tuple(value.shape)} for a "
+            f"batch of {len(weights)} rows; one number a row is expected, of shape "
+            f"({len(weights)},)."
+        )
+    return (value * weights).mean()
 
 
 def schedule(settings: Settings, n_steps: int) -> Iterator[float]:
@@ -344,7 +361,8 @@ def validate(
         held_out = torch.from_numpy(network.features(validation.items))
         if linear is not None:
             held_out = held_out.to(network.live.device)
-            return -float(mean_objective(held_out, linear, validation, objective))
+            mean = float(validation.weights.mean())
+            return -float(mean_objective(held_out, linear, validation, objective, mean))
         features = torch.from_numpy(network.features(rows.items))
         unit, weights = (
             nn.functional.normalize(features),

@@ -137,6 +137,7 @@ class AdapterBank:
         return {task: np.stack(found[i :: len(tasks)]) for i, task in enumerate(tasks)}
 
     def _samples(self, X):
+        _check_fitted(self.estimators)
         first = next(iter(self.estimators.values()))
         return check_samples(first, X, first._network.encoder.modality, reset=False)
 
@@ -181,12 +182,18 @@ def _checked(estimators):
                 f"{name!r}: {estimator!r} was given to AdapterBank; a task has a str as "
                 "name and is a fitted AdapterClassifier or AdapterRegressor."
             )
+    _check_fitted(estimators)
+    _check_agree(estimators)
+    return dict(estimators)
+
+
+def _check_fitted(estimators):
+    """Raise a `NotFittedError` where a task's estimator is not fitted, or no longer."""
+    for name, estimator in estimators.items():
         check_is_fitted(
             estimator,
             msg=f"The estimator of task {name!r} is not fitted. Call fit first.",
         )
-    _check_agree(estimators)
-    return dict(estimators)
 
 
 def _check_agree(estimators):

@@ -71,12 +71,19 @@ def closed_form(
 
 
 def feature_scale(features: np.ndarray, weights: np.ndarray) -> float:
-    """Root of the mean square distance of features from their mean; 1 if that is 0."""
-    centre, square = _centre(features, weights), 0.0
+    """Root of the mean square distance of features from their mean; 1 if that is 0.
+
+    Where one row has nearly all of the weight, next to nothing is left of it: it is at least
+    a thousandth of what it were without weights.
+    """
+    centre, square, plain = _centre(features, weights), 0.0, 0.0
     for rows in gen_batches(len(features), _ROWS_AT_ONCE):
         off = features[rows] - centre
-        square += np.einsum("ij,ij,i", off, off, weights[rows], dtype=np.float64)
-    return float(np.sqrt(square / weights.sum())) or 1.0
+        each = np.einsum("ij,ij->i", off, off, dtype=np.float64)
+        square += each @ weights[rows]
+        plain += each.sum()
+    least = 1e-6 * plain / len(features)
+    return float(np.sqrt(max(square / weights.sum(), least))) or 1.0
 
 
 def _centre(features: np.ndarray, weights: np.ndarray) -> np.ndarray:

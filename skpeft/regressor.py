@@ -227,8 +227,11 @@ class AdapterRegressor(RegressorMixin, BaseAdapterEstimator):
                 "a float64 holds. Divide them by a number, or fit by "
                 "sklearn.compose.TransformedTargetRegressor."
             )
+        spread = np.ptp(y, axis=0)
+        unit = np.where(spread > 0, spread, 1.0)  # the squares of small numbers are 0
+        scale = np.std(y / unit, axis=0) * unit
         # By rounding, the deviation of a constant need not be 0.
-        varies = (np.ptp(y, axis=0) > 0) & (scale > 0)
+        varies = (spread > 0) & (scale > 0)
         return NumberTarget(np.mean(y, axis=0), np.where(varies, scale, 1.0))
 
     def __sklearn_tags__(self):

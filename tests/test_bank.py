@@ -278,6 +278,20 @@ def test_bank_counts_an_estimator_as_it_is_now():
     assert_equals_single(bank, TEXTS)
 
 
+def test_bank_says_which_estimator_is_no_longer_fitted():
+    one = AdapterClassifier("tiny", max_epochs=1, random_state=0)
+    one.fit(TEXTS, [0, 1] * (len(TEXTS) // 2) + [0] * (len(TEXTS) % 2))
+    bank = AdapterBank({"one": one})
+
+    def failing(record):
+        raise RuntimeError("callback")
+
+    with pytest.raises(RuntimeError, match="callback"):
+        one.set_params(callback=failing).fit(TEXTS[:4], [0, 1, 0, 1])
+    with pytest.raises(NotFittedError, match="task 'one' is not fitted"):
+        bank.predict(TEXTS)
+
+
 def test_bank_is_pickled_and_serves_many_threads():
     bank = AdapterBank(fit("tiny", STACKED))
     loaded = pickle.loads(pickle.dumps(bank))

@@ -23,7 +23,7 @@ import skpeft
 from skpeft import AdapterClassifier
 from skpeft.adapters import Bottleneck, LoRA
 from skpeft.encoders import ArrayEncoder, TinyTextEncoder
-from skpeft.objectives import Contrastive, SquaredError
+from skpeft.objectives import Contrastive, CrossEntropy, SquaredError
 
 THINGS = ["film", "book", "play", "song", "car", "tea", "house", "tree"]
 TEXTS = [f"{word} {thing}" for thing in THINGS for word in ("good", "bad")]
@@ -307,6 +307,58 @@ def test_sample_weight_draws_probability_to_the_heavier_class(adapter):
 def test_sample_weight_that_cannot_be_is_refused(weights, message):
     with pytest.raises(ValueError, match=message):
         make().fit(TEXTS, LABELS, sample_weight=weights)
+
+
+class OneColumn(CrossEntropy):
+    def value(self, outputs, targets):
+        return super().value(outputs, targets)[:, None]
+
+
+def test_objective_that_gives_another_shape_is_refused():
+    with pytest.raises(ValueError, match=r"OneColumn\(\) has shape \(16, 1\).*\(16,\)"):
+        make(objective=OneColumn(), batch_size=16).fit(TEXTS, LABELS)
+
+
+def light_and_heavy():
+    """Short texts, and long ones that are all in batches of their own and hardly count."""
+    short = [f"{word} film" for word in ("good", "bad") for _ in range(64)]
+    long = [f"{word} film" + " and tea" * 15 for word in ("good", "bad") * 64]
+    weights = np.r_[np.ones(len(short)), np.full(len(long), 1e-9)]
+    return short + long, np.array([text[0] == "g" for text in short + long]), weights
+
+
+@pytest.mark.parametrize("batch_size", [1, 16])
+def test_labels_of_rows_that_hardly_count_change_hardly_anything(batch_size):
+    X, y, weights = light_and_heavy()
+    others = np.where(weights < 1, ~y, y)
+    one, two = (
+        make(
+            objective="cross_entropy", batch_size=batch_size, max_epochs=1, shrinkage=0
+        ).fit(X, labels, sample_weight=weights)
+        for labels in (y, others)
+    )
+    gap = one.predict_proba(NEW_TEXTS) - two.predict_proba(NEW_TEXTS)
+    assert np.abs(gap).max() <= 1e-4
+    assert np.mean(one.predict(X[:128]) == y[:128]) == 1
+
+
+def test_loss_of_an_epoch_is_the_weighted_mean_over_its_rows():
+    X, y, _ = light_and_heavy()
+    weights = np.random.RandomState(0).uniform(0.01, 5, len(X))
+    own = {"objective": "cross_entropy", "learning_rate": 1e-12, "shrinkage": 0}
+    whole, parts = (
+        make(batch_size=size, max_epochs=1, **own).fit(X, y, weights)
+        for size in (len(X), 4)
+    )
+    assert parts.loss_curve_[0] == pytest.approx(whole.loss_curve_[0], rel=1e-4)
+
+
+def test_one_row_of_nearly_all_weight_does_not_break_training():
+    weights = np.ones(len(TEXTS))
+    weights[0] = 1e12
+    clf = make(objective="cross_entropy", batch_size=4).fit(TEXTS, LABELS, weights)
+    assert np.isfinite(clf.loss_curve_).all()
+    assert clf.predict(TEXTS[:1]) == LABELS[:1]
 
 
 def test_class_weight_equals_the_same_sample_weight():

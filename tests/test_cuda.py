@@ -133,7 +133,7 @@ def test_a_step_does_not_make_the_processor_wait(name, layers, precision):
             try:
                 optimizer.zero_grad()
                 features = network.forward(items)
-                mean_objective(features, linear, rows, objective).backward()
+                mean_objective(features, linear, rows, objective, 1.0).backward()
                 update(optimizer, 1e-3)
             finally:
                 torch.cuda.set_sync_debug_mode("default")

@@ -12,6 +12,7 @@ import pytest
 from sklearn.base import clone
 
 from skpeft import AdapterClassifier, AdapterRegressor
+from skpeft._network import AdapterNetwork
 from skpeft.adapters import Bottleneck, LoRA
 from skpeft.encoders import ArrayEncoder, TinyTextEncoder
 
@@ -156,3 +157,22 @@ def test_array_encoder_of_given_module_pickles_with_it():
     )
     other = pickle.loads(pickle.dumps(clf))
     np.testing.assert_array_equal(other.predict_proba(X), clf.predict_proba(X))
+
+
+def test_build_that_is_interrupted_loses_no_trained_tensor(monkeypatch):
+    clf = AdapterClassifier("tiny", max_epochs=2, shrinkage=0.0, random_state=0)
+    texts = ["good film", "bad film", "good tea", "bad tea"]
+    clf.fit(texts, [1, 0, 1, 0])
+    loaded, whole = pickle.loads(pickle.dumps(clf)), AdapterNetwork._build
+
+    def interrupted(self):
+        whole(self)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(AdapterNetwork, "_build", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        loaded.predict(texts)
+    monkeypatch.undo()
+    for again in (pickle.loads(pickle.dumps(loaded)), loaded):
+        np.testing.assert_array_equal(again.transform(texts), clf.transform(texts))
+    assert np.abs(clf.transform(texts) - clf.transform_frozen(texts)).max() > 1e-3

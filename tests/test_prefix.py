@@ -14,6 +14,7 @@ from torch import nn
 from skpeft import (
     AdapterClassifier,
     AdapterRegressor,
+    _cache,
     _network,
     _prefix,
     cache_info,
@@ -429,6 +430,24 @@ def test_first_text_of_a_loaded_model_does_not_wait_for_a_trial_of_the_split(
     loaded.transform([text, *models.TEXTS])
     assert loaded._network.resumes
     np.testing.assert_array_equal(loaded.transform([text]), first)
+
+
+def test_interrupt_inside_of_the_cache_does_not_break_it(monkeypatch):
+    cache, size = StateCache(10_000), _cache._size
+    for number in range(4):
+        cache.put(("place", number), [torch.zeros(100)])
+
+    def interrupted(tensors):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(_cache, "_size", interrupted)
+    with pytest.raises(KeyboardInterrupt), cache.limited(0):
+        pass
+    monkeypatch.setattr(_cache, "_size", size)
+    with cache.limited(0):
+        assert cache.info()[:2] == (0, 0)
+    cache.put(("place", 0), [torch.zeros(100)])
+    assert cache.info()[:2] == (1, size([torch.zeros(100)]))
 
 
 def test_encoders_do_not_find_each_others_states(plain_folder):

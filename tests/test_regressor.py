@@ -357,6 +357,21 @@ def test_fit_that_is_refused_leaves_the_earlier_one(X, y, parameters):
     np.testing.assert_array_equal(reg.predict(TEXTS), before)
 
 
+@pytest.mark.parametrize("scale", [1e-150, 1e-170, 1e-300])
+def test_numbers_however_small_are_learned(scale):
+    """Their squares are 0 in a float64."""
+    found = make().fit(TEXTS, Y * scale).predict(NEW_TEXTS) / scale
+    np.testing.assert_allclose(found, fitted().predict(NEW_TEXTS), rtol=1e-3, atol=1e-3)
+
+
+def test_one_row_of_nearly_all_weight_does_not_break_training():
+    weights = np.ones(len(TEXTS))
+    weights[0] = 1e12
+    reg = make(batch_size=4).fit(TEXTS, Y, weights)
+    assert np.isfinite(reg.loss_curve_).all()
+    assert reg.predict(TEXTS[:1]) == pytest.approx(Y[:1], abs=1e-3)
+
+
 # What is refused ----------------------------------------------------------------------
 
 

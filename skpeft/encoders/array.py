@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Sequence
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -128,7 +129,7 @@ class ArrayEncoder(ByReference, Encoder):
         fingerprint, places = digest(shared), addresses(shared)
         probe = _probe_rows(module, n_features)
         # By content: the owner may change more than tensors, and ids are used again.
-        structure = repr(shared)  # which the rows of the probe may not show
+        structure = _structure(shared)  # which the rows of the probe may not show
         key = ("given", fingerprint, probe.tobytes(), structure, places, device, dtype)
         found = _registry.get(
             key,
@@ -166,6 +167,19 @@ def _probe_rows(module: nn.Module, n_features: int) -> np.ndarray:
     return features.float().cpu().numpy()
 
 
+def _structure(module: nn.Module) -> tuple:
+    """What a module says of itself, and the plain values that its parts hold."""
+    plain = (bool, int, float, str, type(None))
+    values = [
+        (name, key, value)
+        for name, part in module.named_modules()
+        for key, value in sorted(vars(part).items())
+        if isinstance(value, plain)
+        or (isinstance(value, tuple) and all(isinstance(v, plain) for v in value))
+    ]
+    return repr(module), repr(values)
+
+
 class RowModule(nn.Module):
     """Hands the values of a batch to a module that takes a plain tensor."""
 
@@ -184,7 +198,11 @@ class ArrayBackbone(Backbone):
     @property
     def identity(self) -> tuple:
         """As of all backbones, and the parts of the module and what they say of themselves."""
-        return *super().identity, repr(self.module)
+        return *super().identity, self._structure
+
+    @cached_property
+    def _structure(self) -> tuple:
+        return _structure(self.module)
 
     def prepare(self, samples: Sequence) -> list[Item]:
         """One item a row."""

@@ -593,3 +593,28 @@ def test_model_fitted_or_loaded_under_autocast_is_known_again(folder):
     np.testing.assert_array_equal(loaded, clf.predict_proba(texts))
     again = pickle.loads(pickle.dumps(within)).predict_proba(texts)
     np.testing.assert_array_equal(again, clf.predict_proba(texts))
+
+
+class Capped(torch.nn.Module):
+    """Numbers beyond `cap`, which no tensor holds, count as that."""
+
+    def __init__(self, cap):
+        super().__init__()
+        self.cap = cap
+        self.register_buffer("matrix", torch.eye(2))
+
+    def forward(self, x):
+        return x.clamp(-self.cap, self.cap) @ self.matrix
+
+
+def test_own_modules_that_differ_in_a_plain_value_are_not_confused():
+    X = np.array([[50.0, -1], [-50, 1], [3, 4], [-3, -4]])
+
+    def features(module):
+        clf = AdapterClassifier(ArrayEncoder(module), adapter=None)
+        return clf.fit(X, [0, 1, 0, 1]).transform(X)
+
+    for module in (Capped(5.0), Capped(100.0)):
+        np.testing.assert_allclose(features(module), X.clip(-module.cap, module.cap))
+    module.cap = 2.0
+    np.testing.assert_allclose(features(module), X.clip(-2, 2))
