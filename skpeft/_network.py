@@ -430,17 +430,20 @@ class AdapterNetwork:
         """What frozen parts give for items, from the cache or computed.
 
         It comes out the same whatever is asked for together: batches hold items of one
-        length, and tokens enough for products that do not depend on the number of rows.
+        length, and tokens enough for products that do not depend on the number of rows; of
+        encoders whose rows do depend on it each item is a batch.
         """
         place = self._place(where)
         keys = [(place, _content(item)) for item in items]
         wanted = dict(zip(keys, items, strict=True))
         found = {key: kept for key in wanted if (kept := STATES.get(key)) is not None}
+        together = self.live.backbone.rowwise or self.live.device.type != "cpu"
         missing: dict[tuple, list[tuple]] = {}
         for key, item in wanted.items():
             if key not in found:
                 shapes = tuple(np.shape(array)[:1] for array in item.values())
-                missing.setdefault(shapes, []).append(key)
+                kind = shapes if together else key
+                missing.setdefault(kind, []).append(key)
         for alike in missing.values():
             n_tokens = max(1, self.live.backbone.length(wanted[alike[0]]))
             for rows in self.groups([n_tokens] * len(alike)):

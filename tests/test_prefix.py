@@ -432,6 +432,30 @@ def test_first_text_of_a_loaded_model_does_not_wait_for_a_trial_of_the_split(
     np.testing.assert_array_equal(loaded.transform([text]), first)
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_fit_has_the_same_bits_whatever_was_fitted_before(plain_folder, family):
+    """What another fit has kept was computed in other company."""
+    words = np.random.RandomState(0)
+    texts = [
+        " ".join(words.choice(models.WORDS[:20], words.randint(6, 16)))
+        for _ in range(48)
+    ]
+
+    def probabilities(step=1, **parameters):
+        clf = AdapterClassifier(
+            str(plain_folder(family)), random_state=0, batch_size=8, **parameters
+        )
+        rows = texts[::step]
+        return clf.fit(rows, np.arange(len(rows)) % 2).predict_proba(texts)
+
+    first = probabilities(max_epochs=2)
+    clear_cache()
+    probabilities(3, max_epochs=1)
+    np.testing.assert_array_equal(probabilities(max_epochs=2), first)
+    with config_context(cache_bytes=0):
+        np.testing.assert_array_equal(probabilities(max_epochs=2), first)
+
+
 def test_interrupt_inside_of_the_cache_does_not_break_it(monkeypatch):
     cache, size = StateCache(10_000), _cache._size
     for number in range(4):

@@ -37,6 +37,20 @@ _GEMMA = {
     "ffn_output_norm": "post_feedforward_layernorm",
 }
 
+# Whose rows have the same bits on a CPU whatever goes through with them. Those of DeBERTa-v2
+# and of the decoders have not.
+ROWWISE = {
+    "bert",
+    "camembert",
+    "electra",
+    "roberta",
+    "xlm-roberta",
+    "mpnet",
+    "distilbert",
+    "albert",
+    "modernbert",
+}
+
 FAMILIES: dict[str, dict[str, str]] = {
     "bert": _BERT,
     "camembert": _BERT,

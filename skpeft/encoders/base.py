@@ -88,6 +88,9 @@ class Backbone:
     n_calls : int or None, default=None
         How often blocks run in a pass, all together, where they share weights; None: each
         of them once.
+    rowwise : bool, default=True
+        Whether on a CPU a row has the same bits whatever goes through with it. Where not,
+        what is kept of a row is computed by itself.
 
     Examples
     --------
@@ -111,6 +114,7 @@ class Backbone:
         probe: np.ndarray | None = None,
         n_heads: int = 1,
         n_calls: int | None = None,
+        rowwise: bool = True,
     ) -> None:
         self.module = module.eval().requires_grad_(False)
         self.fingerprint = fingerprint
@@ -120,6 +124,7 @@ class Backbone:
         self.probe = probe
         self.n_heads = n_heads
         self.n_calls = n_calls
+        self.rowwise = rowwise
         self._seal = Seal(self.module)
 
     @property

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from skpeft._cloning import ByReference
 from skpeft._validation import HasMethods, Integral, Interval, StrOptions
 from skpeft.encoders import _hub, _registry
-from skpeft.encoders._families import FAMILIES
+from skpeft.encoders._families import FAMILIES, ROWWISE
 from skpeft.encoders.base import (
     Backbone,
     Encoder,
@@ -435,6 +435,7 @@ class TextBackbone(Backbone):
             probe=weights.probe,
             n_heads=getattr(config, "num_attention_heads", 1),
             n_calls=_n_calls(config),
+            rowwise=config.model_type in ROWWISE,
         )
         self._weights = weights  # keeps the registry's entry alive
         self._pair = encoder.pair
