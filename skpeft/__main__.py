@@ -6,6 +6,7 @@ code is 0, 1 for an error, 2 for a wrong command line.
 
 import argparse
 import csv
+import gzip
 import os
 import sys
 import warnings
@@ -328,7 +329,8 @@ def _read(file):
     """Column names and rows of a CSV file; every field stays text."""
     csv.field_size_limit(2**31 - 1)
     try:
-        with open(file, encoding="utf-8-sig", newline="") as opened:
+        opener = gzip.open if str(file).endswith(".gz") else open
+        with opener(file, "rt", encoding="utf-8-sig", newline="") as opened:
             reader = csv.reader(opened)
             rows = [(reader.line_num, row) for row in reader if row]
     except UnicodeDecodeError as error:
@@ -358,9 +360,13 @@ def _column(columns, name, file):
     if columns.count(name) != 1:
         raise ValueError(
             f"{file} has {columns.count(name) or 'no'} columns named {name!r}, one is needed; "
-            f"its columns are: {', '.join(columns)}"
+            f"its columns are: {', '.join(map(_shown, columns))}"
         )
     return columns.index(name)
+
+
+def _shown(name):
+    return name if name == name.strip() else repr(name)  # else the blanks are not seen
 
 
 def _filled(rows, places):
@@ -397,7 +403,8 @@ def _read_data(args):
         for name, place in zip(goals, needed, strict=False)
     }
     if args.target or len(y) > 1:
-        y = {name: [_number(value, name) for value in y[name]] for name in y}
+        read = _number if args.target else _indicator
+        y = {name: [read(value, name) for value in y[name]] for name in y}
     y = _frame(y) if len(y) > 1 else y[goals[0]]
     X = _texts(columns, kept, args)
     if len(set(X)) < len(X):
@@ -418,6 +425,11 @@ def _frame(columns):
             "install pandas"
         ) from error
     return DataFrame(columns)
+
+
+def _indicator(text, column):
+    known = {"false": 0.0, "true": 1.0}.get(text.lower())  # as pandas writes booleans
+    return _number(text, column) if known is None else known
 
 
 def _number(text, column):

@@ -312,7 +312,7 @@ class BaseAdapterEstimator(
         from skpeft._data import check_samples
         from skpeft.encoders import resolve_encoder
 
-        check_is_fitted(self)
+        self._check_fitted()
         network = self._network
         samples = check_samples(self, X, network.encoder.modality, reset=False)
         try:
@@ -406,7 +406,7 @@ class BaseAdapterEstimator(
         ImportError
             If `head` was given and skops, which saves it, is not installed.
         """
-        check_is_fitted(self)
+        self._check_fitted()
         from skpeft import _folder
 
         _folder.save(self, folder)
@@ -477,7 +477,7 @@ class BaseAdapterEstimator(
         """
         from skpeft._export import to_sentence_transformer
 
-        check_is_fitted(self)
+        self._check_fitted()
         return to_sentence_transformer(self._network)
 
     def to_torch(self):
@@ -517,15 +517,18 @@ class BaseAdapterEstimator(
         """
         from skpeft._export import to_torch
 
-        check_is_fitted(self)
+        self._check_fitted()
         method = "decision_function" if self._task == "classification" else "predict"
         return to_torch(self._network, self.head_, method, self._n_features_out)
 
     @property
     def adapter_(self):
         """Spec of what was trained, with "auto", names and `rank` resolved; None: nothing."""
-        check_is_fitted(self)
+        self._check_fitted()
         return self._network.adapter
+
+    def _check_fitted(self):
+        check_is_fitted(self)
 
     def __sklearn_is_fitted__(self):
         return hasattr(self, "_network")

@@ -204,6 +204,13 @@ _SEVERAL_LABELS = (
 )
 
 
+def plain_types(y):
+    """Nullable whole numbers and booleans in the types of numpy; all else as it is."""
+    # pandas names them so; as an array sklearn would make numbers with a point of them.
+    own = getattr(getattr(y, "dtype", None), "numpy_dtype", None)
+    return y if own is None or own.kind not in "biu" else y.to_numpy(dtype=own)
+
+
 def check_labels(y) -> None:
     """Refuse labels that are missing, lists, or of types that cannot be sorted together.
 
@@ -268,6 +275,11 @@ def n_columns(y) -> int:
             "y holds sequences of unlike length; one target a row is expected. "
             f"{_SEVERAL_LABELS}"
         ) from error
+    if shape == () and y is not None:
+        raise ValueError(
+            f"y is a {type(y).__name__}; a sequence is expected, of one target a row. Turn "
+            "it into a list first."
+        )
     return shape[1] if len(shape) == 2 else 1
 
 

@@ -200,9 +200,15 @@ def _check_agree(estimators):
     """Raise a `ValueError` where a task's encoder is not that of the first one."""
     (first, one), *others = ((n, e._network) for n, e in estimators.items())
     for name, other in others:
+        if one.n_features != other.n_features:
+            raise ValueError(
+                f"The task {first!r} reads an X of {one.n_features} columns, a sample's "
+                f"texts or numbers, and {name!r} one of {other.n_features}. A bank reads one "
+                "X for all tasks: make one for each kind."
+            )
         differs = [
             what
-            for what in ("n_features", "device", "precision")
+            for what in ("device", "precision")
             if getattr(one, what) != getattr(other, what)
         ]
         same = one.fingerprint == other.fingerprint

@@ -12,7 +12,14 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import assert_all_finite, column_or_1d
 
 from skpeft._base import BaseAdapterEstimator
-from skpeft._data import Data, check_indicators, check_labels, check_texts, n_columns
+from skpeft._data import (
+    Data,
+    check_indicators,
+    check_labels,
+    check_texts,
+    n_columns,
+    plain_types,
+)
 from skpeft._validation import Integral, StrOptions
 
 
@@ -284,7 +291,14 @@ class AdapterClassifier(ClassifierMixin, BaseAdapterEstimator):
         if n_columns(y) > 1:
             return check_indicators(y)
         check_labels(y)
-        y = column_or_1d(y, warn=True)
+        y = column_or_1d(plain_types(y), warn=True)
+        if y.dtype.kind == "O" and len(y) and not isinstance(y[0], str):
+            kinds = sorted({type(label).__name__ for label in y})
+            raise ValueError(
+                f"y has the type object and holds {', '.join(kinds)}; labels are str, whole "
+                "numbers or booleans, in an array of that type. Use for example "
+                "y.astype(int), or y.astype(str)."
+            )
         assert_all_finite(y, input_name="y")
         check_classification_targets(y)
         return y

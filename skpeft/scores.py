@@ -6,6 +6,7 @@ from typing import ClassVar
 
 import numpy as np
 import scipy.sparse
+from sklearn import config_context
 from sklearn.base import BaseEstimator, TransformerMixin, clone, is_classifier
 from sklearn.model_selection import KFold, StratifiedKFold, cross_val_predict
 from sklearn.utils.validation import check_is_fitted
@@ -71,7 +72,7 @@ class AdapterScores(TransformerMixin, BaseEstimator):
         self.random_state = random_state
         self.n_jobs = n_jobs
 
-    def fit(self, X, y):
+    def fit(self, X, y, sample_weight=None, groups=None):
         """Fit the estimator on all rows.
 
         Parameters
@@ -80,6 +81,10 @@ class AdapterScores(TransformerMixin, BaseEstimator):
             As the estimator takes it.
         y : array-like of shape (n_samples,) or (n_samples, n_outputs)
             Targets.
+        sample_weight : array-like of shape (n_samples,) or None, default=None
+            Weights of the rows, for the fit of the estimator.
+        groups : array-like of shape (n_samples,) or None, default=None
+            Ignored here; `fit_transform` gives them to `cv`.
 
         Returns
         -------
@@ -92,7 +97,7 @@ class AdapterScores(TransformerMixin, BaseEstimator):
                 f"estimator={self.estimator!r} has no {self._method}, whose output would be "
                 "the features. Use a classifier, or a head, that has it."
             )
-        self.estimator_ = clone(self.estimator).fit(X, y)
+        self.estimator_ = clone(self.estimator).fit(X, y, **_given(sample_weight))
         self._n_targets = n_columns(y)
         return self
 
@@ -112,7 +117,7 @@ class AdapterScores(TransformerMixin, BaseEstimator):
         check_is_fitted(self)
         return _as_columns(ask(self.estimator_, self._method, X))
 
-    def fit_transform(self, X, y):
+    def fit_transform(self, X, y, sample_weight=None, groups=None):
         """Fit on all rows, and give each row's scores out of fold.
 
         Parameters
@@ -121,6 +126,10 @@ class AdapterScores(TransformerMixin, BaseEstimator):
             As the estimator takes it.
         y : array-like of shape (n_samples,) or (n_samples, n_outputs)
             Targets.
+        sample_weight : array-like of shape (n_samples,) or None, default=None
+            Weights of the rows, for all fits of the estimator.
+        groups : array-like of shape (n_samples,) or None, default=None
+            For a `cv` that keeps rows of one group together, such as `GroupKFold`.
 
         Returns
         -------
@@ -132,10 +141,18 @@ class AdapterScores(TransformerMixin, BaseEstimator):
         cv = self.cv
         if isinstance(cv, Integral) and y is not None:
             cv = self._splitter(y)
-        self.fit(X, y)
-        scores = cross_val_predict(
-            self.estimator, X, y, cv=cv, n_jobs=self.n_jobs, method=self._method
-        )
+        self.fit(X, y, sample_weight)
+        with config_context(enable_metadata_routing=False):  # what came here is for us
+            scores = cross_val_predict(
+                self.estimator,
+                X,
+                y,
+                groups=groups,
+                cv=cv,
+                n_jobs=self.n_jobs,
+                method=self._method,
+                params=_given(sample_weight),
+            )
         return _as_columns(
             one_array(scores, getattr(self.estimator_, "classes_", None))
         )
@@ -187,6 +204,10 @@ class AdapterScores(TransformerMixin, BaseEstimator):
         tags.target_tags.required = True
         tags.input_tags.string = True
         return tags
+
+
+def _given(sample_weight):
+    return {} if sample_weight is None else {"sample_weight": sample_weight}
 
 
 def _as_columns(scores):

@@ -9,12 +9,12 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 from sklearn.base import clone
-from sklearn.exceptions import FitFailedWarning
+from sklearn.exceptions import FitFailedWarning, NotFittedError
 from sklearn.metrics import check_scoring
 from sklearn.model_selection import PredefinedSplit, check_cv
 from sklearn.utils import _safe_indexing
 from sklearn.utils.parallel import Parallel, delayed
-from sklearn.utils.validation import check_is_fitted, indexable
+from sklearn.utils.validation import indexable
 
 from skpeft._validation import Integral, check_sample_weight
 from skpeft.classifier import AdapterClassifier
@@ -202,6 +202,12 @@ class BaseAdapterCV:
         """All combinations; an adapter whose capacity is not free takes no rank."""
         from skpeft.adapters import takes_rank
 
+        chosen = self.adapters, self.ranks, self.layers, self.learning_rates
+        if not all(map(len, chosen)):
+            raise ValueError(
+                "adapters, ranks, layers and learning_rates must each hold at least one "
+                "value, so that there is a candidate. Leave them out for their defaults."
+            )
         found = []
         for adapter in self.adapters:
             for rank in self.ranks if takes_rank(adapter) else [None]:
@@ -209,11 +215,6 @@ class BaseAdapterCV:
                     for rate in [None] if adapter is None else self.learning_rates:
                         values = adapter, rank, layers, rate
                         found.append(dict(zip(_CHOSEN, values, strict=True)))
-        if not found:
-            raise ValueError(
-                "adapters, ranks, layers and learning_rates must each hold at least one "
-                "value, so that there is a candidate. Leave them out for their defaults."
-            )
         for params in found:
             self._model(params)._validate_params()
         return found
@@ -309,11 +310,19 @@ class BaseAdapterCV:
         float
             By `scoring`; without it accuracy of a classifier, R² of a regressor.
         """
-        check_is_fitted(self)
+        self._check_fitted()
         given = {} if sample_weight is None else {"sample_weight": sample_weight}
         return check_scoring(self.best_estimator_, self.scoring)(
             self.best_estimator_, X, y, **given
         )
+
+    def _check_fitted(self):
+        if not self.refit and hasattr(self, "cv_results_"):
+            raise NotFittedError(
+                "refit=False was given, so the candidates were compared and none was fitted "
+                "on all rows. Use refit=True, or fit an estimator with best_params_."
+            )
+        super()._check_fitted()
 
     def save_pretrained(self, folder):
         """Save the best estimator as a folder without pickle.
@@ -324,7 +333,7 @@ class BaseAdapterCV:
             As for the estimator without cross-validation, which reads it too, with its
             `from_pretrained`.
         """
-        check_is_fitted(self)
+        self._check_fitted()
         self.best_estimator_.save_pretrained(folder)
 
 

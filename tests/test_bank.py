@@ -322,6 +322,13 @@ def test_estimator_that_is_not_fitted_is_refused_by_name():
         AdapterBank({**fitted, "b": AdapterClassifier("tiny")})
 
 
+def test_models_of_single_texts_and_of_pairs_are_refused_together():
+    pair = AdapterClassifier("tiny", adapter=None)
+    pair.fit([("a", "b"), ("c", "d")], [0, 1])
+    with pytest.raises(ValueError, match=r"'a' reads .* 1 columns.*'b' one of 2"):
+        AdapterBank({**fit("tiny", {"a": {"adapter": None}}), "b": pair})
+
+
 @pytest.mark.parametrize(
     ("encoder", "more", "what"),
     [

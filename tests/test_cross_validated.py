@@ -320,6 +320,7 @@ def test_error_of_all_candidates_is_raised_and_an_earlier_fit_survives():
     ("wrong", "message"),
     [
         ({"ranks": []}, "at least one value"),
+        ({"ranks": [], "adapters": ["lora", "bitfit"]}, "at least one value"),
         ({"ranks": 4}, "'ranks' parameter"),
         ({"ranks": [2, -1]}, "'rank' parameter"),
         ({"learning_rates": [None, 0.0]}, "'learning_rate' parameter"),
@@ -337,8 +338,10 @@ def test_wrong_parameter_is_refused_by_name(wrong, message):
 def test_without_refit_nothing_is_predicted():
     cv = AdapterClassifierCV(**OWN, ranks=[2, 4], cv=2, refit=False).fit(TEXTS, LABELS)
     assert cv.best_params_["rank"] in (2, 4)
-    with pytest.raises(NotFittedError):
-        cv.predict(TEXTS)
+    for ask in (cv.predict, lambda X: cv.score(X, LABELS), cv.transform):
+        with pytest.raises(NotFittedError, match="refit=False was given"):
+            ask(TEXTS)
+    assert "refit=False" in cv._repr_html_()
 
 
 def test_threads_and_cache_change_no_score():

@@ -1,6 +1,7 @@
 """The commands at the shell: CSV in, CSV out, one line for what is wrong."""
 
 import csv
+import gzip
 import io
 import subprocess
 import sys
@@ -188,6 +189,34 @@ def test_several_labels_that_are_not_0_and_1_are_refused(file, tmp_path, capsys)
     goal = ("--text", "body", "-o", tmp_path / "new", *TINY)
     message = refused(capsys, "fit", file, *goal, "--label", "size", "--label", "team")
     assert "the column 'team' holds 'air', which is no number" in message
+
+
+def test_several_labels_may_be_written_as_pandas_writes_booleans(tmp_path, capsys):
+    pytest.importorskip("pandas", reason="pandas is not installed")
+    answers = []
+    for name, (no, yes) in {"a": ("False", "True"), "b": ("0", "1")}.items():
+        marks = {"air": (yes, no), "sea": (no, yes)}
+        rows = [(text, *marks[team]) for text, team, *_ in ROWS]
+        file = write(tmp_path / f"{name}.csv", rows, ("body", "air", "sea"))
+        goal = ("--text", "body", "--label", "air", "--label", "sea", *TINY)
+        answers.append(run(capsys, "fit", file, *goal, "-o", tmp_path / name)[0])
+    assert answers[0] == answers[1]
+
+
+def test_compressed_file_is_read_and_blanks_in_names_are_shown(file, tmp_path, capsys):
+    packed = tmp_path / "mails.csv.gz"
+    packed.write_bytes(gzip.compress(file.read_bytes()))
+    goal = ("--text", "body", "--adapter", "none", *TINY)
+    plain, _ = run(capsys, "fit", file, *goal, "--label", "team", "-o", tmp_path / "a")
+    found, _ = run(
+        capsys, "fit", packed, *goal, "--label", "team", "-o", tmp_path / "b"
+    )
+    assert found == plain
+    blank = write(tmp_path / "blank.csv", [("ship", "sea")], ("body", " team"))
+    message = refused(
+        capsys, "fit", blank, *goal, "--label", "team", "-o", tmp_path / "c"
+    )
+    assert "its columns are: body, ' team'" in message
 
 
 def test_compare_writes_one_row_a_strategy(file, capsys):

@@ -3,10 +3,13 @@
 import numpy as np
 import pandas as pd
 import pytest
+import sklearn
 from sklearn.compose import ColumnTransformer
+from sklearn.exceptions import UnsetMetadataPassedError
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import (
     GridSearchCV,
+    GroupKFold,
     KFold,
     StratifiedKFold,
     cross_val_predict,
@@ -127,6 +130,36 @@ def test_scores_of_training_rows_are_out_of_fold():
     folds = StratifiedKFold(3, shuffle=True, random_state=0)
     by_hand = cross_val_predict(clf, texts, y, cv=folds, method="predict_proba")
     np.testing.assert_array_equal(honest, by_hand[:, 1])
+
+
+def test_weights_and_groups_reach_all_fits_of_scores():
+    weights, groups = (
+        np.tile([1.0, 2.0, 0.0], len(TEXTS) // 3),
+        np.arange(len(TEXTS)) // 4,
+    )
+    folds = GroupKFold(3)
+    scores = AdapterScores(classifier(), cv=folds)
+    found = scores.fit_transform(TEXTS, LABELS, sample_weight=weights, groups=groups)
+    whole = classifier().fit(TEXTS, LABELS, weights)
+    np.testing.assert_array_equal(scores.transform(TEXTS), whole.predict_proba(TEXTS))
+    texts = np.array(TEXTS, dtype=object)
+    for fit, unseen in folds.split(TEXTS, LABELS, groups):
+        part = classifier().fit(texts[fit], LABELS[fit], weights[fit])
+        np.testing.assert_array_equal(found[unseen], part.predict_proba(texts[unseen]))
+
+
+def test_weights_are_routed_to_scores_where_they_are_asked_for():
+    frame = pd.DataFrame({"text": TEXTS})
+    weights = np.tile([1.0, 2.0, 0.0], len(TEXTS) // 3)
+    with sklearn.config_context(enable_metadata_routing=True):
+        scores = AdapterScores(classifier(), cv=2).set_fit_request(sample_weight=True)
+        columns = ColumnTransformer([("text", scores, "text")])
+        columns.fit_transform(frame, LABELS, sample_weight=weights)
+        unasked = ColumnTransformer([("text", AdapterScores(classifier()), "text")])
+        with pytest.raises(UnsetMetadataPassedError, match="AdapterScores"):
+            unasked.fit_transform(frame, LABELS, sample_weight=weights)
+    whole = classifier().fit(TEXTS, LABELS, weights)
+    np.testing.assert_array_equal(columns.transform(frame), whole.predict_proba(TEXTS))
 
 
 def test_scores_of_classifier_without_probabilities_are_refused():

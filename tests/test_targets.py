@@ -753,6 +753,14 @@ OF_EVERY_TYPE = {
 }
 
 
+# Of these scikit-learn makes numbers with a point; they are to come back as numpy has them.
+IN_NUMPY = {
+    "pandas Int64": THIRD.astype(np.int64),
+    "pandas boolean": HALF,
+    "pandas array of boolean": HALF,
+}
+
+
 def labels_or_error(fit):
     """Classes and predictions, or the type of the error."""
     try:
@@ -766,11 +774,12 @@ def labels_or_error(fit):
 @pytest.mark.parametrize("kind", OF_EVERY_TYPE)
 def test_labels_come_back_as_logistic_regression_gives_them(kind, weighted):
     y = OF_EVERY_TYPE[kind]
+    theirs = IN_NUMPY.get(kind, y)
     weights = np.arange(len(TEXTS)) % 3 + 1.0 if weighted else None
     clf = classifier(max_epochs=1)
     expected = labels_or_error(
         lambda: (
-            LogisticRegression().fit(np.eye(len(TEXTS)), y, sample_weight=weights),
+            LogisticRegression().fit(np.eye(len(TEXTS)), theirs, sample_weight=weights),
             np.eye(len(TEXTS)),
         )
     )
@@ -783,6 +792,25 @@ def test_labels_come_back_as_logistic_regression_gives_them(kind, weighted):
         assert ours.dtype == theirs.dtype
         assert type(ours[0]) is type(theirs[0])
     assert set(found[1].tolist()) <= set(expected[0].tolist())
+
+
+def test_nullable_whole_numbers_beyond_a_float_stay_apart():
+    large = 1_790_000_000_000_000_001 + np.arange(3)
+    clf = classifier(adapter=None).fit(TEXTS, pd.Series(large[THIRD], dtype="Int64"))
+    np.testing.assert_array_equal(clf.classes_, large)
+
+
+@pytest.mark.parametrize("kind", ["ints as objects", "bools as objects"])
+def test_labels_in_an_array_of_objects_are_refused_with_the_remedy(kind):
+    with pytest.raises(ValueError, match=r"holds (int|bool); .*y\.astype\(int\)"):
+        classifier().fit(TEXTS, OF_EVERY_TYPE[kind])
+
+
+@pytest.mark.parametrize("make", [iter, set, lambda y: dict(enumerate(y))])
+@pytest.mark.parametrize("kind", [AdapterClassifier, AdapterRegressor])
+def test_targets_without_order_or_length_are_refused(kind, make):
+    with pytest.raises(ValueError, match=r"y is a .*Turn it into a list first"):
+        kind("tiny").fit(TEXTS, make(THIRD.tolist()))
 
 
 @pytest.mark.parametrize("kind", OF_EVERY_TYPE)
