@@ -23,7 +23,7 @@ _SAMPLING_SECONDS = 0.002
 
 def compare_strategies(
     X, y, strategies=(None, "lora", "full"), *, estimator=None, cv=5, scoring=None,
-    verbose=0,
+    groups=None, verbose=0,
 ):  # fmt: skip
     """Fit ways of adapting an encoder by cross-validation, and measure what they cost.
 
@@ -50,6 +50,8 @@ def compare_strategies(
         As in `sklearn.model_selection.cross_validate`.
     scoring : str, callable or None, default=None
         One score, as in `cross_validate`; None is that of the estimator, accuracy or R².
+    groups : array-like of shape (n_samples,) or None, default=None
+        For a `cv` that keeps rows of one group together, such as `GroupKFold`.
     verbose : int, default=0
         0 is silent; 1 shows a progress bar on stderr.
 
@@ -119,7 +121,7 @@ def compare_strategies(
             f"scoring={scoring!r} was given; one score is expected, as a name or a callable."
         )
     splitter = check_cv(cv, y, classifier=is_classifier(estimator))
-    splits = list(splitter.split(X, y))
+    splits = list(splitter.split(X, y, groups))
     _warm_up(estimator, X, y, splits[0])
     rows = {}
     with tqdm(total=len(models) * len(splits), unit="fit", disable=not verbose) as bar:

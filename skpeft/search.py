@@ -317,7 +317,7 @@ class BaseAdapterCV:
         )
 
     def _check_fitted(self):
-        if not self.refit and hasattr(self, "cv_results_"):
+        if hasattr(self, "cv_results_") and not self.__sklearn_is_fitted__():
             raise NotFittedError(
                 "refit=False was given, so the candidates were compared and none was fitted "
                 "on all rows. Use refit=True, or fit an estimator with best_params_."

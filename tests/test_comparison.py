@@ -12,7 +12,7 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import accuracy_score, make_scorer
-from sklearn.model_selection import KFold, StratifiedKFold, cross_val_score
+from sklearn.model_selection import GroupKFold, KFold, StratifiedKFold, cross_val_score
 from sklearn.pipeline import make_pipeline
 
 import skpeft
@@ -52,6 +52,15 @@ def test_scores_are_those_of_cross_val_score_on_the_same_splits():
         assert found.loc[name, "std_test_score"] == pytest.approx(expected.std())
     assert found.attrs["score_name"] == "neg_log_loss"
     assert not hasattr(words[-1], "coef_")  # the user's own is left unfitted
+
+
+def test_groups_are_kept_together():
+    words = make_pipeline(CountVectorizer(), LogisticRegression())
+    groups = np.arange(len(TEXTS)) % 3
+    own = {"cv": GroupKFold(3), "groups": groups}
+    found = compare_strategies(TEXTS, LABELS, {"words": words}, **own)
+    expected = cross_val_score(words, TEXTS, LABELS, **own)
+    assert found.loc["words", "mean_test_score"] == pytest.approx(expected.mean())
 
 
 def test_parameters_and_bytes_are_those_of_the_fitted_model():

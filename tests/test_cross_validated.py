@@ -342,6 +342,10 @@ def test_without_refit_nothing_is_predicted():
         with pytest.raises(NotFittedError, match="refit=False was given"):
             ask(TEXTS)
     assert "refit=False" in cv._repr_html_()
+    cv.set_params(refit=True).fit(TEXTS, LABELS)
+    assert len(cv.set_params(refit=False).predict(TEXTS)) == len(
+        TEXTS
+    )  # as it was fitted
 
 
 def test_threads_and_cache_change_no_score():
