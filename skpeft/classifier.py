@@ -295,9 +295,9 @@ class AdapterClassifier(ClassifierMixin, BaseAdapterEstimator):
         if y.dtype.kind == "O" and len(y) and not isinstance(y[0], str):
             kinds = sorted({type(label).__name__ for label in y})
             raise ValueError(
-                f"y has the type object and holds {', '.join(kinds)}; labels are str, whole "
-                "numbers or booleans, in an array of that type. Use for example "
-                "y.astype(int), or y.astype(str)."
+                f"Unknown label type: y has the type object and holds {', '.join(kinds)}. "
+                "Labels are str, whole numbers or booleans, in an array of that type. Use "
+                "for example y.astype(int), or y.astype(str)."
             )
         assert_all_finite(y, input_name="y")
         check_classification_targets(y)

@@ -802,7 +802,7 @@ def test_nullable_whole_numbers_beyond_a_float_stay_apart():
 
 @pytest.mark.parametrize("kind", ["ints as objects", "bools as objects"])
 def test_labels_in_an_array_of_objects_are_refused_with_the_remedy(kind):
-    with pytest.raises(ValueError, match=r"holds (int|bool); .*y\.astype\(int\)"):
+    with pytest.raises(ValueError, match=r"holds (int|bool)\. .*y\.astype\(int\)"):
         classifier().fit(TEXTS, OF_EVERY_TYPE[kind])
 
 
