@@ -10,6 +10,7 @@ import gzip
 import os
 import sys
 import warnings
+import zlib
 from collections import Counter
 
 import numpy as np
@@ -329,13 +330,17 @@ def _read(file):
     """Column names and rows of a CSV file; every field stays text."""
     csv.field_size_limit(2**31 - 1)
     try:
-        opener = gzip.open if str(file).endswith(".gz") else open
+        opener = gzip.open if str(file).lower().endswith(".gz") else open
         with opener(file, "rt", encoding="utf-8-sig", newline="") as opened:
             reader = csv.reader(opened)
             rows = [(reader.line_num, row) for row in reader if row]
     except UnicodeDecodeError as error:
         raise ValueError(
             f"{file} is not UTF-8 text; save it as CSV in UTF-8"
+        ) from error
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise ValueError(
+            f"{file} is no whole gzip file ({error}); make it again"
         ) from error
     if len(rows) < 2:
         raise ValueError(

@@ -6,9 +6,14 @@ from typing import ClassVar
 
 import numpy as np
 import scipy.sparse
-from sklearn import config_context
+from sklearn import get_config
 from sklearn.base import BaseEstimator, TransformerMixin, clone, is_classifier
-from sklearn.model_selection import KFold, StratifiedKFold, cross_val_predict
+from sklearn.model_selection import (
+    KFold,
+    StratifiedKFold,
+    check_cv,
+    cross_val_predict,
+)
 from sklearn.utils.validation import check_is_fitted
 
 from skpeft._data import n_columns
@@ -142,20 +147,26 @@ class AdapterScores(TransformerMixin, BaseEstimator):
         if isinstance(cv, Integral) and y is not None:
             cv = self._splitter(y)
         self.fit(X, y, sample_weight)
-        with config_context(enable_metadata_routing=False):  # what came here is for us
-            scores = cross_val_predict(
-                self.estimator,
-                X,
-                y,
-                groups=groups,
-                cv=cv,
-                n_jobs=self.n_jobs,
-                method=self._method,
-                params=_given(sample_weight),
-            )
+        splitter = check_cv(cv, y, classifier=is_classifier(self.estimator))
+        scores = cross_val_predict(
+            self._asking(sample_weight),
+            X,
+            y,
+            cv=list(splitter.split(X, y, groups)),
+            n_jobs=self.n_jobs,
+            method=self._method,
+            params=_given(sample_weight),
+        )
         return _as_columns(
             one_array(scores, getattr(self.estimator_, "classes_", None))
         )
+
+    def _asking(self, sample_weight):
+        """The estimator, asking for weights that came where scikit-learn routes them."""
+        routed = get_config()["enable_metadata_routing"] and sample_weight is not None
+        if not (routed and hasattr(self.estimator, "set_fit_request")):
+            return self.estimator
+        return clone(self.estimator).set_fit_request(sample_weight=True)
 
     def _splitter(self, y):
         """Splitter into so many folds, if there are rows enough."""

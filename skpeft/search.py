@@ -3,7 +3,7 @@
 import time
 import warnings
 from collections.abc import Iterable
-from itertools import groupby
+from itertools import groupby, product
 from operator import itemgetter
 from typing import Any, ClassVar, NamedTuple
 
@@ -202,19 +202,25 @@ class BaseAdapterCV:
         """All combinations; an adapter whose capacity is not free takes no rank."""
         from skpeft.adapters import takes_rank
 
-        chosen = self.adapters, self.ranks, self.layers, self.learning_rates
-        if not all(map(len, chosen)):
+        choices = [
+            (
+                [adapter],
+                self.ranks if takes_rank(adapter) else [None],
+                ["auto"] if adapter is None else self.layers,
+                [None] if adapter is None else self.learning_rates,
+            )
+            for adapter in self.adapters
+        ]
+        if not choices or not all(len(values) for of in choices for values in of):
             raise ValueError(
                 "adapters, ranks, layers and learning_rates must each hold at least one "
                 "value, so that there is a candidate. Leave them out for their defaults."
             )
-        found = []
-        for adapter in self.adapters:
-            for rank in self.ranks if takes_rank(adapter) else [None]:
-                for layers in ["auto"] if adapter is None else self.layers:
-                    for rate in [None] if adapter is None else self.learning_rates:
-                        values = adapter, rank, layers, rate
-                        found.append(dict(zip(_CHOSEN, values, strict=True)))
+        found = [
+            dict(zip(_CHOSEN, values, strict=True))
+            for of in choices
+            for values in product(*of)
+        ]
         for params in found:
             self._model(params)._validate_params()
         return found

@@ -335,6 +335,12 @@ def test_wrong_parameter_is_refused_by_name(wrong, message):
         AdapterClassifierCV(**OWN).set_params(**wrong).fit(TEXTS, LABELS)
 
 
+@pytest.mark.parametrize("adapters", [[None], ["bitfit"]], ids=str)
+def test_values_that_no_adapter_takes_may_be_left_out(adapters):
+    cv = AdapterClassifierCV(**OWN, adapters=adapters, ranks=[], cv=2)
+    assert cv.fit(TEXTS, LABELS).best_params_["rank"] is None
+
+
 def test_without_refit_nothing_is_predicted():
     cv = AdapterClassifierCV(**OWN, ranks=[2, 4], cv=2, refit=False).fit(TEXTS, LABELS)
     assert cv.best_params_["rank"] in (2, 4)

@@ -212,6 +212,10 @@ def test_compressed_file_is_read_and_blanks_in_names_are_shown(file, tmp_path, c
         capsys, "fit", packed, *goal, "--label", "team", "-o", tmp_path / "b"
     )
     assert found == plain
+    for content in (packed.read_bytes()[:-20], file.read_bytes()):
+        packed.write_bytes(content)
+        message = refused(capsys, "fit", packed, *goal, "--label", "team", "-o", file)
+        assert f"{packed} is no whole gzip file" in message
     blank = write(tmp_path / "blank.csv", [("ship", "sea")], ("body", " team"))
     message = refused(
         capsys, "fit", blank, *goal, "--label", "team", "-o", tmp_path / "c"

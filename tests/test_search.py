@@ -158,6 +158,13 @@ def test_weights_are_routed_to_scores_where_they_are_asked_for():
         unasked = ColumnTransformer([("text", AdapterScores(classifier()), "text")])
         with pytest.raises(UnsetMetadataPassedError, match="AdapterScores"):
             unasked.fit_transform(frame, LABELS, sample_weight=weights)
+        inner = classifier().set_fit_request(sample_weight=True)
+        pipe = make_pipeline(FunctionTransformer(), inner)
+        piped = AdapterScores(pipe, cv=2, random_state=0)
+        of_pipe = piped.fit_transform(TEXTS, LABELS, sample_weight=weights)
+        plain = AdapterScores(classifier(), cv=2, random_state=0)
+        of_single = plain.fit_transform(TEXTS, LABELS, sample_weight=weights)
+        np.testing.assert_array_equal(of_pipe, of_single)
     whole = classifier().fit(TEXTS, LABELS, weights)
     np.testing.assert_array_equal(columns.transform(frame), whole.predict_proba(TEXTS))
 
