@@ -26,6 +26,7 @@ from skpeft._validation import (
     StrOptions,
     WithParameters,
     check_sample_weight,
+    given_weights,
     validate_spec,
 )
 
@@ -146,7 +147,7 @@ class BaseAdapterEstimator(
         except BaseException:  # an interrupt: this fit was wanted, not the earlier one
             self._forget()
             raise
-        given = {} if sample_weight is None else {"sample_weight": sample_weight}
+        given = given_weights(sample_weight)
         try:  # from here on, fit succeeds or leaves nothing
             self._forget(*_OF_INPUT)
             with (

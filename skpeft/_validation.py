@@ -27,6 +27,7 @@ __all__ = [
     "check_roles",
     "check_sample_weight",
     "check_start",
+    "given_weights",
     "one_of",
     "validate_spec",
 ]
@@ -100,6 +101,11 @@ def one_of(name, options, what):
     near = get_close_matches(str(name).replace("_", "").lower(), bare, n=1)
     hint = f" Did you mean {bare[near[0]]!r}?" if near else ""
     return f"{name!r} is not a known {what}; expected one of {options}.{hint}"
+
+
+def given_weights(sample_weight):
+    """Keyword arguments of a method that takes weights: none where there are none."""
+    return {} if sample_weight is None else {"sample_weight": sample_weight}
 
 
 def check_roles(spec):

@@ -17,7 +17,7 @@ from sklearn.model_selection import (
 from sklearn.utils.validation import check_is_fitted
 
 from skpeft._data import n_columns
-from skpeft._validation import HasMethods, Integral
+from skpeft._validation import HasMethods, Integral, given_weights
 from skpeft.heads import ask, one_array
 
 
@@ -102,7 +102,9 @@ class AdapterScores(TransformerMixin, BaseEstimator):
                 f"estimator={self.estimator!r} has no {self._method}, whose output would be "
                 "the features. Use a classifier, or a head, that has it."
             )
-        self.estimator_ = clone(self.estimator).fit(X, y, **_given(sample_weight))
+        self.estimator_ = clone(self.estimator).fit(
+            X, y, **given_weights(sample_weight)
+        )
         self._n_targets = n_columns(y)
         return self
 
@@ -155,7 +157,7 @@ class AdapterScores(TransformerMixin, BaseEstimator):
             cv=list(splitter.split(X, y, groups)),
             n_jobs=self.n_jobs,
             method=self._method,
-            params=_given(sample_weight),
+            params=given_weights(sample_weight),
         )
         return _as_columns(
             one_array(scores, getattr(self.estimator_, "classes_", None))
@@ -215,10 +217,6 @@ class AdapterScores(TransformerMixin, BaseEstimator):
         tags.target_tags.required = True
         tags.input_tags.string = True
         return tags
-
-
-def _given(sample_weight):
-    return {} if sample_weight is None else {"sample_weight": sample_weight}
 
 
 def _as_columns(scores):

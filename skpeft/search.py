@@ -16,7 +16,7 @@ from sklearn.utils import _safe_indexing
 from sklearn.utils.parallel import Parallel, delayed
 from sklearn.utils.validation import indexable
 
-from skpeft._validation import Integral, check_sample_weight
+from skpeft._validation import Integral, check_sample_weight, given_weights
 from skpeft.classifier import AdapterClassifier
 from skpeft.regressor import AdapterRegressor
 
@@ -317,9 +317,8 @@ class BaseAdapterCV:
             By `scoring`; without it accuracy of a classifier, R² of a regressor.
         """
         self._check_fitted()
-        given = {} if sample_weight is None else {"sample_weight": sample_weight}
         return check_scoring(self.best_estimator_, self.scoring)(
-            self.best_estimator_, X, y, **given
+            self.best_estimator_, X, y, **given_weights(sample_weight)
         )
 
     def _check_fitted(self):

@@ -774,12 +774,12 @@ def labels_or_error(fit):
 @pytest.mark.parametrize("kind", OF_EVERY_TYPE)
 def test_labels_come_back_as_logistic_regression_gives_them(kind, weighted):
     y = OF_EVERY_TYPE[kind]
-    theirs = IN_NUMPY.get(kind, y)
+    in_numpy = IN_NUMPY.get(kind, y)
     weights = np.arange(len(TEXTS)) % 3 + 1.0 if weighted else None
     clf = classifier(max_epochs=1)
     expected = labels_or_error(
         lambda: (
-            LogisticRegression().fit(np.eye(len(TEXTS)), theirs, sample_weight=weights),
+            LogisticRegression().fit(np.eye(len(TEXTS)), in_numpy, weights),
             np.eye(len(TEXTS)),
         )
     )
