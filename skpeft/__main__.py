@@ -1,7 +1,7 @@
 """The library at the shell, for tables in CSV files: ``python -m skpeft --help``.
 
 A thin door to the same classes. Results go to stdout as CSV, all else to stderr. The exit
-code is 0, 1 for an error, 2 for a wrong command line.
+code is 0, 1 for an error, 2 for a wrong command line, 130 after Ctrl-C.
 """
 
 import argparse
@@ -17,6 +17,7 @@ import numpy as np
 from sklearn.base import clone
 from sklearn.model_selection import train_test_split
 
+import skpeft
 from skpeft.classifier import AdapterClassifier
 from skpeft.regressor import AdapterRegressor
 
@@ -31,6 +32,8 @@ _EXAMPLES = """examples:
 
 Files are CSV in UTF-8 with a line of column names. Results come on stdout as CSV.
 """
+
+_ERRORS = (OSError, ValueError, TypeError, RuntimeError, ImportError, MemoryError)
 
 
 class Parser(argparse.ArgumentParser):
@@ -52,7 +55,8 @@ def main(arguments=None):
     Returns
     -------
     int
-        Exit code: 0, or 1 after an error. A wrong command line exits with 2.
+        Exit code: 0, 1 after an error, or 130 after Ctrl-C. A wrong command line exits
+        with 2.
     """
     args = _parser().parse_args(arguments)
     with warnings.catch_warnings():
@@ -64,8 +68,9 @@ def main(arguments=None):
         except KeyboardInterrupt:
             _note("interrupted")
             return 130
-        except (OSError, ValueError, TypeError, RuntimeError, ImportError) as error:
-            _note(f"error: {' '.join(str(error).split())}")
+        except _ERRORS as error:
+            reason = str(error) or type(error).__name__
+            _note(f"error: {' '.join(reason.split())}")
             return 1
     return 0
 
@@ -76,6 +81,9 @@ def _parser():
         description="Adapt a frozen text encoder to a column of texts.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--version", action="version", version=f"skpeft {skpeft.__version__}"
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
@@ -93,9 +101,18 @@ def _parser():
 
     fit = command(_fit, "fit a model, score it on held-out rows, and save it")
     _add_data(fit)
-    fit.add_argument("-o", "--output", required=True, metavar="FOLDER")
     fit.add_argument(
-        "--adapter", default="auto", help='default "auto"; "none" for none'
+        "-o",
+        "--output",
+        required=True,
+        metavar="FOLDER",
+        help="where the model is saved: a new folder, or a saved model to replace",
+    )
+    fit.add_argument(
+        "--adapter",
+        type=_adapter,
+        default="auto",
+        help='default "auto"; "none" for none',
     )
     fit.add_argument(
         "--rank", type=int, help="capacity of the adapter (default: its own)"
@@ -118,11 +135,12 @@ def _parser():
     _add_data(compare)
     compare.add_argument(
         "--adapter",
+        type=_adapter,
         action="append",
         help='may be given several times; "none" is a linear model on the frozen encoder '
         "(default: none, lora, full)",
     )
-    compare.add_argument("--cv", type=int, default=5, help="folds (default 5)")
+    compare.add_argument("--cv", type=_folds, default=5, help="folds (default 5)")
     info = command(_info, "tell what is known of a saved model")
     info.add_argument("model", help="folder of a saved model")
     return parser
@@ -155,15 +173,46 @@ def _add_data(parser):
         metavar="COLUMN",
         help="column of numbers to predict; may be given several times",
     )
-    parser.add_argument("--encoder", default=AdapterClassifier().encoder)
-    parser.add_argument("--seed", type=int, default=0, help="default 0")
+    parser.add_argument(
+        "--encoder",
+        default=AdapterClassifier().encoder,
+        help="name of a model on the Hugging Face hub, or its folder "
+        "(default %(default)s)",
+    )
+    parser.add_argument("--seed", type=_seed, default=0, help="default 0")
 
 
 def _share(text):
-    share = float(text)
-    if not 0 <= share < 1:
-        raise argparse.ArgumentTypeError(f"{text} was given; at least 0 and below 1")
-    return share
+    expected = "a number of at least 0 and below 1"
+    return _checked(text, float, lambda share: 0 <= share < 1, expected)
+
+
+def _seed(text):
+    expected = "a whole number from 0 to 2**32 - 1"
+    return _checked(text, int, lambda seed: 0 <= seed < 2**32, expected)
+
+
+def _folds(text):
+    return _checked(text, int, lambda n: n >= 2, "a whole number of at least 2")
+
+
+def _checked(text, kind, is_right, expected):
+    """A number of the command line."""
+    try:
+        number = kind(text)
+    except ValueError:
+        number = None
+    if number is None or not is_right(number):
+        raise argparse.ArgumentTypeError(f"{text!r} was given; expected is {expected}")
+    return number
+
+
+def _adapter(text):
+    if not text.strip():
+        raise argparse.ArgumentTypeError(
+            f'{text!r} was given; expected is the name of an adapter, or "none"'
+        )
+    return None if text == "none" else text
 
 
 # Commands
@@ -175,10 +224,10 @@ def _fit(args):
 
     X, y = _read_data(args)
     check_place(args.output)
-    resolve_adapter(_adapter(args.adapter), args.rank)  # says what is wrong with them
+    resolve_adapter(args.adapter, args.rank)  # says what is wrong with them
     rest = None
     if args.test_share:
-        strata = y if args.label and len(args.label) == 1 else None
+        strata = _strata(y, args)
         _check_classes(strata or [], args)
         try:
             X, rest, y, y_rest = train_test_split(
@@ -189,7 +238,7 @@ def _fit(args):
     kind = AdapterClassifier if args.label else AdapterRegressor
     model = kind(
         args.encoder,
-        adapter=_adapter(args.adapter),
+        adapter=args.adapter,
         rank=args.rank,
         random_state=args.seed,
         verbose=1,
@@ -209,15 +258,23 @@ def _fit(args):
 
 def _share_wanted(X, strata, args, error):
     """What to say where rows cannot be held out as was asked for."""
-    if strata is None:
-        return f"{str(error).rstrip('.')}. --test-share 0 fits on all rows."
-    n_classes = len(set(strata))
+    n_classes = len(set(strata or []))
+    if np.ceil(args.test_share * len(X)) >= n_classes:
+        return (
+            f"--test-share {args.test_share}: {str(error).rstrip('.')}. "
+            "--test-share 0 fits on all rows."
+        )
     share = np.ceil(100 * n_classes / len(X)) / 100
     return (
         f"{n_classes} classes need as many held-out rows, and --test-share "
         f"{args.test_share} of {len(X)} rows does not give them. Give --test-share "
         f"{share:g}, or 0 to fit on all rows."
     )
+
+
+def _strata(y, args):
+    """Classes to split by, where each row has one."""
+    return y if args.label and len(args.label) == 1 else None
 
 
 def _check_classes(y, args):
@@ -228,10 +285,11 @@ def _check_classes(y, args):
         named = ", ".join(map(repr, single[:3])) + (", ..." if single[3:] else "")
         every = len(single) == len(y)
         swapped = " Are --text and --label swapped?" if every else ""
+        whole = "; --test-share 0 fits on all rows" if args.command == "fit" else ""
         raise ValueError(
             f"{len(single)} of {len(counts)} classes in the column {args.label[0]!r} have one "
-            f"row each ({named}), so that none can be held out. Drop or join them; "
-            f"--test-share 0 fits on all rows.{swapped}"
+            f"row each ({named}), so that none can be held out. Drop or join "
+            f"them{whole}.{swapped}"
         )
 
 
@@ -272,12 +330,15 @@ def _compare(args):
     from skpeft.comparison import compare_strategies
 
     X, y = _read_data(args)
+    strata = _strata(y, args)
+    if strata and len(set(strata)) == len(strata):  # some rare classes do no harm here
+        _check_classes(strata, args)
     kind = AdapterClassifier if args.label else AdapterRegressor
     try:
         results = compare_strategies(
             X,
             y,
-            [_adapter(name) for name in args.adapter or ("none", "lora", "full")],
+            args.adapter or [None, "lora", "full"],
             estimator=kind(args.encoder, random_state=args.seed),
             cv=args.cv,
             verbose=1,
@@ -306,10 +367,6 @@ def _info(args):
     _write(["name", "value"], facts.items())
 
 
-def _adapter(name):
-    return None if name == "none" else name
-
-
 def _score(model):
     return "accuracy" if hasattr(model, "classes_") else "r2"
 
@@ -328,12 +385,10 @@ def _load(folder):
 
 def _read(file):
     """Column names and rows of a CSV file; every field stays text."""
-    csv.field_size_limit(2**31 - 1)
     try:
-        opener = gzip.open if str(file).lower().endswith(".gz") else open
-        with opener(file, "rt", encoding="utf-8-sig", newline="") as opened:
-            reader = csv.reader(opened)
-            rows = [(reader.line_num, row) for row in reader if row]
+        rows = _numbered_rows(file)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"there is no file {file}") from error
     except UnicodeDecodeError as error:
         raise ValueError(
             f"{file} is not UTF-8 text; save it as CSV in UTF-8"
@@ -359,6 +414,18 @@ def _read(file):
                 "put fields that hold commas in double quotes"
             )
     return columns, [row for _, row in rows]
+
+
+def _numbered_rows(file):
+    """Rows with the numbers of their lines, those without a field left out."""
+    opener = gzip.open if str(file).lower().endswith(".gz") else open
+    limit = csv.field_size_limit(2**31 - 1)
+    try:
+        with opener(file, "rt", encoding="utf-8-sig", newline="") as opened:
+            reader = csv.reader(opened)
+            return [(reader.line_num, row) for row in reader if row]
+    finally:
+        csv.field_size_limit(limit)
 
 
 def _column(columns, name, file):

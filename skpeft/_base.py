@@ -50,7 +50,7 @@ class BaseAdapterEstimator(
     _learn = None
     _shared_parameters = ("encoder", "callback")
     _parameter_constraints: ClassVar[dict] = {
-        "encoder": [str, HasMethods(["load"]), HasMethods(["encode", "state_dict"])],
+        "encoder": "no_validation",  # `resolve_encoder` says more
         "adapter": [
             str,
             HasMethods(["attach", "count"]),
@@ -229,6 +229,12 @@ class BaseAdapterEstimator(
                 f"y is {y!r:.80}, a single str; one target a row is expected. Pass the "
                 "column, such as frame['label'], and not its name."
             )
+        for name, values in (("y", y), ("sample_weight", sample_weight)):
+            if np.ma.is_masked(values):
+                raise ValueError(
+                    f"{name} is a masked array of which some entries are hidden. Drop "
+                    "those rows, or fill them."
+                )
         try:
             y = self._check_y(y)
         except ValueError as error:
@@ -258,6 +264,11 @@ class BaseAdapterEstimator(
             )
         if sample_weight is None:
             return Data(samples, y, None)
+        if isinstance(sample_weight, str | dict):
+            raise ValueError(
+                f"sample_weight is {sample_weight!r:.80}; one number of at least 0 a row is "
+                "expected. Weights by class go into class_weight."
+            )
         weights = check_sample_weight(
             sample_weight, samples, dtype=np.float64, ensure_non_negative=True
         )
@@ -311,18 +322,23 @@ class BaseAdapterEstimator(
     def _features(self, X, *, frozen=False):
         """Features of new samples, adapted ones or those of the frozen encoder."""
         from skpeft._data import check_samples
+
+        self._check_fitted()
+        samples = check_samples(self, X, self._network.encoder.modality, reset=False)
+        network = self._found_network()
+        items = network.prepare(samples)
+        return network.frozen_features(items) if frozen else network.features(items)
+
+    def _found_network(self):
+        """The network of the fit, once its encoder is found."""
         from skpeft.encoders import resolve_encoder
 
         self._check_fitted()
-        network = self._network
-        samples = check_samples(self, X, network.encoder.modality, reset=False)
         try:
-            items = network.prepare(samples)
-        except OSError:
-            # The encoder is not where it was at fit: perhaps the parameter was corrected.
-            network.relocate(resolve_encoder(self.encoder))
-            items = network.prepare(samples)
-        return network.frozen_features(items) if frozen else network.features(items)
+            _ = self._network.live
+        except OSError:  # not where it was at fit: perhaps the parameter was corrected
+            self._network.relocate(resolve_encoder(self.encoder))
+        return self._network
 
     def _ask_head(self, method, X):
         """Output of one method of the head on adapted features."""
@@ -478,8 +494,7 @@ class BaseAdapterEstimator(
         """
         from skpeft._export import to_sentence_transformer
 
-        self._check_fitted()
-        return to_sentence_transformer(self._network)
+        return to_sentence_transformer(self._found_network())
 
     def to_torch(self):
         """Make one `torch.nn.Module` of encoder, adapters and a linear head.
@@ -518,9 +533,9 @@ class BaseAdapterEstimator(
         """
         from skpeft._export import to_torch
 
-        self._check_fitted()
+        network = self._found_network()
         method = "decision_function" if self._task == "classification" else "predict"
-        return to_torch(self._network, self.head_, method, self._n_features_out)
+        return to_torch(network, self.head_, method, self._n_features_out)
 
     @property
     def adapter_(self):

@@ -76,11 +76,12 @@ class StateCache:
         with self._lock:
             self._sweep()
             self._forget(key)
-            if _size(tensors) <= self.limit:  # else all others would go, and it too
+            size = _size(tensors)
+            if size <= self.limit:  # else all others would go, and it too
                 if key[0] == WEIGHTS:
-                    self._make_room_for_weights(_size(tensors))
+                    self._make_room_for_weights(size)
+                self._n_bytes += size  # first: what stops this here must not hide bytes
                 self._entries[key] = tensors
-                self._n_bytes += _size(tensors)
                 self._shrink()
 
     def drop(self, key: Sequence[Hashable]) -> None:

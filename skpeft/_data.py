@@ -205,9 +205,18 @@ _SEVERAL_LABELS = (
 
 
 def plain_types(y):
-    """Nullable whole numbers and booleans in the types of numpy; all else as it is."""
+    """Nullable whole numbers and booleans, and members of an Enum of texts, as numpy has them.
+
+    All else stays as it is.
+    """
+    dtype = getattr(y, "dtype", None)
+    if isinstance(y, list | tuple) or getattr(dtype, "kind", None) == "O":
+        if not any(isinstance(v, str) and type(v) is not str for v in y):
+            return y
+        # numpy would take what they print, cut to the length of what they are.
+        return [str.__str__(v) if isinstance(v, str) else v for v in y]
     # pandas names them so; as an array sklearn would make numbers with a point of them.
-    own = getattr(getattr(y, "dtype", None), "numpy_dtype", None)
+    own = getattr(dtype, "numpy_dtype", None)
     return y if own is None or own.kind not in "biu" else y.to_numpy(dtype=own)
 
 
@@ -347,7 +356,10 @@ def split_rows(n_rows: int, fraction: float, strata, random_state: RandomState):
         alone = (
             strata is not None and np.unique(strata, return_counts=True)[1].min() < 2
         )
-        remedy = "other classes than those of one row" if alone else "a larger fraction"
+        another = "a larger" if fraction < 0.5 else "a smaller"
+        remedy = (
+            "other classes than those of one row" if alone else f"{another} fraction"
+        )
         raise ValueError(
             f"early_stopping=True needs validation rows, and validation_fraction="
             f"{fraction} of {n_rows} rows cannot be split off ({error}). Give X_val "

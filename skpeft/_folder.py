@@ -90,6 +90,8 @@ def save(estimator: Any, folder: str | os.PathLike) -> None:
         If a parameter has no form in JSON, or something else is in the way.
     """
     network = estimator._network
+    if network.adapter is not None:
+        network = estimator._found_network()
     contents, exact = _adapter_files(network)
     arrays = {**exact, **({} if network.probe is None else {"probe": network.probe})}
     head = None
@@ -499,7 +501,7 @@ def _import_skops() -> Any:
     except ImportError as error:
         raise ImportError(
             "A head of your own goes into a folder without pickle by way of skops, which "
-            "is not installed: pip install 'skpeft[skops]'. Or use head=None, or joblib."
+            "is not installed: pip install skops. Or use head=None, or joblib."
         ) from error
     return skops.io
 

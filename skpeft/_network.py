@@ -46,9 +46,12 @@ _GROUPS_ELSEWHERE = (16384, 16384)
 TOKENS_KEPT = 8192
 # Of how many windows features are asked for at once: many small tensors scatter the memory.
 _WINDOWS_AT_ONCE = 1024
-# From 12 rows on, a row of a matrix product had the same bits whatever came with it. What
-# is asked for with fewer tokens in all is neither kept nor looked up.
+# A row of a matrix product may have other bits than in a larger one where there are fewer rows
+# than this, or than four for each thread. What is asked for with fewer tokens in all is neither
+# kept nor looked up.
 _LEAST_TOKENS = 16
+# Where the features of the encoder alone are kept: behind all of it.
+_FEATURES = ("features",)
 
 
 class NotFiniteError(ValueError):
@@ -386,7 +389,7 @@ class AdapterNetwork:
         self.live.backbone.check_unchanged()
 
         def frozen(windows: list[Item]) -> Tensor:
-            kept = self.kept(("features",), windows, self._frozen)
+            kept = self.kept(_FEATURES, windows, self._frozen)
             return torch.stack([row for (row,) in kept])
 
         features = self._few_by_few(self.windows(items), frozen)
@@ -433,11 +436,12 @@ class AdapterNetwork:
         length, and tokens enough for products that do not depend on the number of rows; of
         encoders whose rows do depend on it each item is a batch.
         """
-        place = self._place(where)
+        backbone, place = self.live.backbone, self._place(where)
         keys = [(place, _content(item)) for item in items]
         wanted = dict(zip(keys, items, strict=True))
         found = {key: kept for key in wanted if (kept := STATES.get(key)) is not None}
-        together = self.live.backbone.rowwise or self.live.device.type != "cpu"
+        rowwise = backbone.rowwise_features if where == _FEATURES else backbone.rowwise
+        together = rowwise or self.live.device.type != "cpu"
         missing: dict[tuple, list[tuple]] = {}
         for key, item in wanted.items():
             if key not in found:
@@ -445,13 +449,14 @@ class AdapterNetwork:
                 kind = shapes if together else key
                 missing.setdefault(kind, []).append(key)
         for alike in missing.values():
-            n_tokens = max(1, self.live.backbone.length(wanted[alike[0]]))
+            item = wanted[alike[0]]
+            n_tokens, n_rows = (
+                max(1, count(item)) for count in (backbone.length, backbone.shortest)
+            )
             for rows in self.groups([n_tokens] * len(alike)):
                 some = [alike[row] for row in rows]
-                filled = [
-                    *some,
-                    *some[:1] * (-(-_LEAST_TOKENS // n_tokens) - len(some)),
-                ]
+                least = -(-least_tokens() // n_rows)
+                filled = [*some, *some[:1] * (least - len(some))]
                 batch = self._collate([wanted[key] for key in filled])
                 with autocast_to(self.live):
                     states = compute(batch)
@@ -513,7 +518,8 @@ class AdapterNetwork:
         """
         alone = len(windows) == 1 and not torch.is_grad_enabled()
         halves = self._halves if alone else self._halves_for(windows)
-        if halves is None or sum(lengths) < _LEAST_TOKENS:
+        n_rows = self.live.backbone.shortest(windows[0]) if alone else sum(lengths)
+        if halves is None or n_rows < least_tokens():
             return False
         return not alone or (self._place(halves.place), _content(windows[0])) in STATES
 
@@ -568,7 +574,7 @@ class AdapterNetwork:
 
     def features(self, items: Sequence[Item]) -> np.ndarray:
         """Adapted features of shape (n_items, dim) as an array, without gradients."""
-        if self.adapter is None and sum(self.lengths(items)) >= _LEAST_TOKENS:
+        if self.adapter is None and sum(self.lengths(items)) >= least_tokens():
             return self.start_features(items)
         self.live.backbone.check_unchanged()
         with torch.no_grad(), self.dropout(None):
@@ -609,6 +615,11 @@ class AdapterNetwork:
 def _weights_of(module: nn.Module) -> tuple[str, int]:
     """Where weights that the layers of a module have computed are kept."""
     return WEIGHTS, id(module)
+
+
+def least_tokens() -> int:
+    """How many tokens go through together where bits must not depend on the company."""
+    return max(_LEAST_TOKENS, 4 * torch.get_num_threads())
 
 
 def _finite(features: np.ndarray) -> np.ndarray:

@@ -262,6 +262,12 @@ def _split(
         first = np.unique(own.targets, return_index=True)[1]
         missing = first[~np.isin(own.targets[first], own.targets[kept])]
         kept, left = np.append(kept, missing), np.setdiff1d(left, missing)
+    if not own.weights[left].any():
+        raise ValueError(
+            f"early_stopping=True split off {len(left)} validation rows, all of classes "
+            "that have weight 0 by class_weight, so nothing can be seen on them. Give "
+            "X_val and y_val, a larger validation_fraction, or early_stopping=False."
+        )
     return rows.take(rows.with_hints(kept)), rows.take(left)
 
 
@@ -336,8 +342,9 @@ def _go_on(estimator: Any, network: AdapterNetwork, start: State) -> History:
     return History(list(estimator.loss_curve_), list(estimator.validation_scores_))
 
 
-def _but_dropout(adapter: Adapter | None) -> Adapter | None:
-    """Copy of a spec that does not tell how it is trained."""
-    if not hasattr(adapter, "dropout"):
-        return adapter
-    return clone(adapter).set_params(dropout=0.0)
+def _but_dropout(adapter: Adapter | None) -> list[Adapter]:
+    """Copies of what a spec is made of that do not tell how it is trained."""
+    return [
+        clone(m).set_params(dropout=0.0) if hasattr(m, "dropout") else m
+        for m in (adapter.members if adapter is not None else ())
+    ]

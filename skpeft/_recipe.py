@@ -2,7 +2,6 @@
 
 import re
 import warnings
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,7 +9,7 @@ from sklearn.base import BaseEstimator, clone
 
 from skpeft._validation import one_of
 from skpeft.adapters import ADAPTERS, Combination, resolve_adapter
-from skpeft.encoders import ENCODERS, TextEncoder, resolve_encoder
+from skpeft.encoders import ENCODERS, TextEncoder, _hub, resolve_encoder
 from skpeft.objectives import OBJECTIVES
 
 _SPECS: dict[str, Any] = {
@@ -85,8 +84,8 @@ def encoded_parameters(estimator: Any) -> dict[str, Any]:
         )
     if not isinstance(given["encoder"], str):
         given["encoder"] = by_name(resolve_encoder(given["encoder"]))
-    elif given["encoder"] not in ENCODERS and Path(given["encoder"]).is_dir():
-        given["encoder"] = str(Path(given["encoder"]).resolve())
+    elif given["encoder"] not in ENCODERS:
+        given["encoder"] = _hub.absolute(given["encoder"])
     if hasattr(given["adapter"], "peft_type"):
         given["adapter"] = resolve_adapter(given["adapter"])
     return {name: encoded(value, name) for name, value in given.items()}
@@ -96,8 +95,7 @@ def by_name(encoder: Any) -> Any:
     """Spec of the same encoder that holds its name, in place of a loaded model."""
     model = getattr(encoder, "model", None)
     if isinstance(model, str):
-        known = str(Path(model).resolve()) if Path(model).is_dir() else model
-        return clone(encoder).set_params(model=known)
+        return clone(encoder).set_params(model=_hub.absolute(model))
     if model is None:
         return encoder
     with warnings.catch_warnings():

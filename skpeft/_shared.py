@@ -193,8 +193,8 @@ class SharedPass:
         self._build(self.first.some(self.first.windows(items)))
 
     def is_stale(self, networks: dict[str, AdapterNetwork]) -> bool:
-        """Whether a task was fitted again since."""
-        return any(
+        """Whether there is another task, or one was fitted again."""
+        return networks.keys() != self.tasks.keys() or any(
             networks[name] is not network for name, network in self.tasks.items()
         )
 

@@ -181,7 +181,9 @@ def layer_indices(layers: Layers, n_blocks: int) -> list[int]:
     else:
         indices = list(layers)
         valid = bool(indices) and all(
-            isinstance(i, int | np.integer) and -n_blocks <= i < n_blocks
+            isinstance(i, int | np.integer)
+            and not isinstance(i, bool)  # of a mask
+            and -n_blocks <= i < n_blocks
             for i in indices
         )
     if not valid:

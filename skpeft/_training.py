@@ -413,9 +413,15 @@ class Best:
             self._waited += 1
 
 
+class Progress(tqdm):
+    """Progress bar that starts no thread to watch it."""
+
+    monitor_interval = 0
+
+
 def progress(settings: Settings) -> tqdm:
     """Progress bar over epochs, on stderr, silent unless verbose."""
-    return tqdm(
+    return Progress(
         total=settings.max_epochs,
         desc=settings.title,
         unit="epoch",

@@ -1,6 +1,6 @@
 """Parameter constraints and error messages, shared by estimators and specs.
 
-The only file that imports private names of scikit-learn.
+Where private names of scikit-learn that checks need are imported.
 """
 
 from difflib import get_close_matches
@@ -33,6 +33,15 @@ __all__ = [
 ]
 
 
+# What has parameters of its own, by the parameter that takes it.
+_OBJECTS = {
+    "adapter": "LoRA() in place of 'lora'",
+    "encoder": "TextEncoder(name) in place of the name",
+    "objective": "Contrastive() in place of 'contrastive'",
+    "head": "LogisticRegression()",
+}
+
+
 def validate_spec(spec):
     """Check the parameters of a spec against its `_parameter_constraints`.
 
@@ -49,9 +58,10 @@ def validate_spec(spec):
     given, constraints = spec.get_params(deep=False), spec._parameter_constraints
     validate_parameter_constraints(constraints, given, type(spec).__name__)
     for name, value in given.items():
-        if isinstance(value, bool) and not {"boolean", "verbose"} & set(
-            map(str, constraints.get(name, ["boolean"]))
-        ):
+        allowed = constraints.get(name, "no_validation")
+        if allowed == "no_validation" or not isinstance(value, bool):
+            continue
+        if not {"boolean", "verbose"} & set(map(str, allowed)):
             raise ValueError(
                 f"The {name!r} parameter of {type(spec).__name__} must be a number. Got "
                 f"{value!r} instead."
@@ -77,7 +87,7 @@ class WithParameters(BaseEstimator):
         Raises
         ------
         ValueError
-            If a name is not known; nothing is set then.
+            If a name is not known, here or in a part; nothing is set then.
         """
         own = self.get_params(deep=False)
         for key in params:
@@ -88,9 +98,14 @@ class WithParameters(BaseEstimator):
             if nested and not hasattr(part, "set_params"):
                 raise ValueError(
                     f"{key} was given, but {name}={part!r} has no parameters of its own. "
-                    f"Pass a spec as {name}, such as LoRA() in place of 'lora'."
+                    f"Pass an object as {name}, such as {_OBJECTS.get(name, 'LoRA()')}."
                 )
-        return super().set_params(**params)
+        before = self.get_params()
+        try:
+            return super().set_params(**params)
+        except Exception:
+            super().set_params(**before)
+            raise
 
 
 def one_of(name, options, what):

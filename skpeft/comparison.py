@@ -108,9 +108,9 @@ def compare_strategies(
     except ImportError as error:
         raise ImportError(
             "compare_strategies gives a frame of pandas, which is not installed. Run: "
-            'pip install "skpeft[plots]"'
+            "pip install pandas"
         ) from error
-    from tqdm import tqdm
+    from skpeft._training import Progress
 
     if estimator is None:
         numbers = type_of_target(y, input_name="y").startswith("continuous")
@@ -124,7 +124,9 @@ def compare_strategies(
     splits = list(splitter.split(X, y, groups))
     _warm_up(estimator, X, y, splits[0])
     rows = {}
-    with tqdm(total=len(models) * len(splits), unit="fit", disable=not verbose) as bar:
+    with Progress(
+        total=len(models) * len(splits), unit="fit", disable=not verbose
+    ) as bar:
         for name, model in models.items():
             bar.set_description(name)
             runs = []

@@ -271,8 +271,8 @@ class EmbeddingDisplay:
         Raises
         ------
         ValueError
-            If there are fewer than two rows, X and y differ in length, or y has several
-            columns.
+            If there are fewer than two rows or features, X and y differ in length, or y
+            has several columns.
         TypeError
             If the estimator has no frozen features.
         """
@@ -294,7 +294,15 @@ class EmbeddingDisplay:
         check_consistent_length(features[0], y)
         if len(y) < 2:
             raise ValueError("X holds 1 row; two or more are needed to draw a picture.")
-        projections = [PCA(2, svd_solver="full").fit(part) for part in features]
+        if min(part.shape[1] for part in features) < 2:
+            raise ValueError(
+                "The features have 1 column; two or more are needed to draw a picture. "
+                "Plot that column of transform(X) over y instead."
+            )
+        projections = [
+            PCA(2, svd_solver="full").set_output(transform="default").fit(part)
+            for part in features
+        ]
         frozen, adapted = (
             pca.transform(part) for pca, part in zip(projections, features, strict=True)
         )

@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 from scipy.special import expit, logit
+from sklearn import get_config
 from sklearn.base import BaseEstimator, ClassifierMixin, clone
 from sklearn.linear_model import LogisticRegression, Ridge, RidgeCV
 from sklearn.pipeline import Pipeline
@@ -208,8 +209,9 @@ def weight_argument(head) -> str:
             f"sample_weight or class_weight was given, but head={head!r} takes no "
             "sample_weight in fit. Use a head that does, or leave the weights out."
         )
-    step = f"{head.steps[-1][0]}__" if isinstance(head, Pipeline) else ""
-    return f"{step}sample_weight"
+    # Of a pipeline the steps ask for weights themselves, where scikit-learn routes them.
+    is_led = isinstance(head, Pipeline) and not get_config()["enable_metadata_routing"]
+    return f"{head.steps[-1][0]}__sample_weight" if is_led else "sample_weight"
 
 
 def fit_head(

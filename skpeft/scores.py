@@ -1,24 +1,23 @@
 """Scores of an estimator as features of another one, out of fold where rows were seen."""
 
+import warnings
 from collections import Counter
 from collections.abc import Iterable
 from typing import ClassVar
 
 import numpy as np
 import scipy.sparse
-from sklearn import get_config
 from sklearn.base import BaseEstimator, TransformerMixin, clone, is_classifier
-from sklearn.model_selection import (
-    KFold,
-    StratifiedKFold,
-    check_cv,
-    cross_val_predict,
-)
-from sklearn.utils.validation import check_is_fitted
+from sklearn.model_selection import KFold, StratifiedKFold, check_cv
+from sklearn.utils import _safe_indexing, indexable
+from sklearn.utils.metadata_routing import get_routing_for_object
+from sklearn.utils.metaestimators import _safe_split
+from sklearn.utils.parallel import Parallel, delayed
+from sklearn.utils.validation import _num_samples, check_is_fitted
 
-from skpeft._data import n_columns
+from skpeft._data import check_labels, n_columns
 from skpeft._validation import HasMethods, Integral, given_weights
-from skpeft.heads import ask, one_array
+from skpeft.heads import ask
 
 
 class AdapterScores(TransformerMixin, BaseEstimator):
@@ -36,7 +35,9 @@ class AdapterScores(TransformerMixin, BaseEstimator):
         Classifier with `predict_proba`, or regressor; it is cloned.
     cv : int, cross-validation generator or iterable, default=5
         How `fit_transform` splits the rows; an int is the number of folds, stratified
-        by class where there is one a row.
+        by class where there is one a row. Each row must be in exactly one test fold, as
+        with `KFold`, `StratifiedKFold` or `GroupKFold`, which wants `groups`;
+        `TimeSeriesSplit`, `ShuffleSplit` and `RepeatedKFold` are refused.
     shuffle : bool, default=True
         Whether rows are shuffled before they go into folds, where `cv` is an int.
     random_state : int, RandomState or None, default=None
@@ -97,16 +98,7 @@ class AdapterScores(TransformerMixin, BaseEstimator):
             The fitted transformer.
         """
         self._validate_params()
-        if not hasattr(self.estimator, self._method):
-            raise ValueError(
-                f"estimator={self.estimator!r} has no {self._method}, whose output would be "
-                "the features. Use a classifier, or a head, that has it."
-            )
-        self.estimator_ = clone(self.estimator).fit(
-            X, y, **given_weights(sample_weight)
-        )
-        self._n_targets = n_columns(y)
-        return self
+        return self._keep(self._fit_all(X, y, sample_weight), y)
 
     def transform(self, X):
         """Give scores of the estimator that was fitted on all rows.
@@ -145,30 +137,64 @@ class AdapterScores(TransformerMixin, BaseEstimator):
         """
         self._validate_params()
         y = y.toarray() if scipy.sparse.issparse(y) else y
+        splits = self._splits(X, y, groups)
+        fitted = self._fit_all(X, y, sample_weight)
+        scores = self._out_of_fold(fitted, X, y, sample_weight, splits)
+        self._keep(fitted, y)
+        return _as_columns(scores)
+
+    def _fit_all(self, X, y, sample_weight):
+        """A copy of the estimator, fitted on all rows."""
+        if not hasattr(self.estimator, self._method):
+            raise ValueError(
+                f"estimator={self.estimator!r} has no {self._method}, whose output would be "
+                "the features. Use a classifier, or a head, that has it."
+            )
+        return clone(self.estimator).fit(X, y, **given_weights(sample_weight))
+
+    def _keep(self, fitted, y):
+        self._n_targets = n_columns(y)
+        self.estimator_ = fitted
+        return self
+
+    def _splits(self, X, y, groups):
+        """Numbers of the training and of the test rows of each fold."""
+        if not (hasattr(X, "__getitem__") or hasattr(X, "shape")):
+            raise TypeError(
+                f"X is a {type(X).__name__}; a list, array, Series or frame is expected. "
+                "Turn it into a list first."
+            )
         cv = self.cv
         if isinstance(cv, Integral) and y is not None:
             cv = self._splitter(y)
-        self.fit(X, y, sample_weight)
+        if is_classifier(self.estimator):
+            check_labels(y)
         splitter = check_cv(cv, y, classifier=is_classifier(self.estimator))
-        scores = cross_val_predict(
-            self._asking(sample_weight),
-            X,
-            y,
-            cv=list(splitter.split(X, y, groups)),
-            n_jobs=self.n_jobs,
-            method=self._method,
-            params=given_weights(sample_weight),
-        )
-        return _as_columns(
-            one_array(scores, getattr(self.estimator_, "classes_", None))
-        )
+        splits = _split(splitter, X, y, groups)
+        try:
+            return _of_each_row_once(splits, _num_samples(X))
+        except IndexError as error:
+            raise ValueError(
+                f"cv={self.cv!r:.80} leaves rows without a score, or scores rows twice; "
+                "each row must be in exactly one test fold. Give KFold, StratifiedKFold "
+                "or GroupKFold (which wants groups=...)."
+            ) from error
 
-    def _asking(self, sample_weight):
-        """The estimator, asking for weights that came where scikit-learn routes them."""
-        routed = get_config()["enable_metadata_routing"] and sample_weight is not None
-        if not (routed and hasattr(self.estimator, "set_fit_request")):
-            return self.estimator
-        return clone(self.estimator).set_fit_request(sample_weight=True)
+    def _out_of_fold(self, fitted, X, y, sample_weight, splits):
+        """Scores of all rows, in the columns of the estimator fitted on all of them."""
+        X, y = indexable(X, y)
+        found = Parallel(n_jobs=self.n_jobs)(
+            delayed(_score_fold)(
+                clone(self.estimator), X, y, sample_weight, fold, self._method
+            )
+            for fold in splits
+        )
+        parts = [scores for scores, _ in found]
+        if is_classifier(fitted):
+            _tell_absent([classes for _, classes in found], fitted.classes_)
+            parts = [_in_columns(*part, fitted.classes_) for part in found]
+        tested = np.concatenate([test for _, test in splits])
+        return np.concatenate(parts)[np.argsort(tested)]
 
     def _splitter(self, y):
         """Splitter into so many folds, if there are rows enough."""
@@ -221,3 +247,68 @@ class AdapterScores(TransformerMixin, BaseEstimator):
 
 def _as_columns(scores):
     return scores[:, None] if scores.ndim == 1 else scores
+
+
+def _split(splitter, X, y, groups):
+    try:
+        return list(splitter.split(X, y, groups))
+    except (TypeError, ValueError) as error:
+        wanted = get_routing_for_object(splitter).split.requests.get("groups") is True
+        if groups is not None or not wanted:
+            raise
+        raise ValueError(
+            f"cv={splitter!r} keeps rows of one group together, but there are no groups. "
+            "Pass groups=... to fit_transform, with the group of each row."
+        ) from error
+
+
+def _of_each_row_once(splits, n_rows):
+    """Folds as numbers of rows from 0 on.
+
+    Raises
+    ------
+    IndexError
+        If there is a row that is not in exactly one test fold, or no such row.
+    """
+    rows = np.arange(n_rows)
+    splits = [(rows[train], rows[test]) for train, test in splits]
+    tested = np.concatenate([rows[:0], *(test for _, test in splits)])
+    if not np.array_equal(np.sort(tested), rows):
+        raise IndexError("The test folds are no partition of the rows.")
+    return splits
+
+
+def _score_fold(estimator, X, y, sample_weight, fold, method):
+    """Scores of the test rows by a fit on the others, and the classes of these."""
+    train, test = fold
+    samples, targets = _safe_split(estimator, X, y, train)
+    unseen, _ = _safe_split(estimator, X, y, test, train)
+    if np.ndim(sample_weight):
+        sample_weight = _safe_indexing(sample_weight, train)
+    estimator.fit(samples, targets, **given_weights(sample_weight))
+    return ask(estimator, method, unseen), getattr(estimator, "classes_", None)
+
+
+def _n_classes(classes):
+    return sum(map(len, classes)) if isinstance(classes, list) else len(classes)
+
+
+def _in_columns(scores, known, classes):
+    """Scores in the columns of all classes: 0 where a fold did not know one."""
+    if isinstance(classes, list) or len(known) == len(classes):
+        return scores
+    whole = np.zeros((len(scores), len(classes)), scores.dtype)
+    whole[:, np.isin(classes, known)] = scores
+    return whole
+
+
+def _tell_absent(known, classes):
+    """Warn of folds whose training rows lack a class."""
+    n_short = sum(_n_classes(some) < _n_classes(classes) for some in known)
+    if n_short:
+        warnings.warn(
+            f"The training rows of {n_short} of {len(known)} folds lack a class, whose "
+            "probability is 0 in these folds. Give more rows of it, or another cv.",
+            RuntimeWarning,
+            stacklevel=5,
+        )

@@ -127,8 +127,9 @@ class BaseAdapterCV:
         learned, data = self._learned_of_input(model, X, y, sample_weight)
         X, groups = indexable(X, groups)
         kept = np.flatnonzero(check_sample_weight(sample_weight, X))
-        folds = self._folds(len(X), kept, data.y, groups)
-        X, y = _safe_indexing(X, kept), _plain(y, data.y, kept)
+        n_rows, X = len(X), _safe_indexing(X, kept)
+        folds = self._folds(n_rows, kept, X, data.y, groups)
+        y = _plain(y, data.y, kept)
         scorer = check_scoring(model, self.scoring)
         results = self._race(candidates, X, y, data.weights, folds, scorer)
         best = int(results["rank_test_score"].argmin())
@@ -153,7 +154,7 @@ class BaseAdapterCV:
         model._learn_target(data.y, getattr(y, "columns", None))
         return _learned(model), data
 
-    def _folds(self, n_rows, kept, y, groups):
+    def _folds(self, n_rows, kept, X, y, groups):
         """Places of the training rows and of the held-out ones among those that are kept."""
         cv = check_cv(self.cv, y, classifier=self._task == "classification")
         place = np.arange(len(kept))
@@ -163,7 +164,7 @@ class BaseAdapterCV:
             splits = cv.split()
         else:
             groups = None if groups is None else _safe_indexing(groups, kept)
-            splits = cv.split(np.zeros(len(kept)), y, groups)
+            splits = cv.split(X, y, groups)
         folds = [[place[np.asarray(rows)] for rows in parts] for parts in splits]
         folds = [[rows[rows >= 0] for rows in parts] for parts in folds]
         if not folds:
@@ -227,7 +228,7 @@ class BaseAdapterCV:
 
     def _model(self, params):
         """Unfitted estimator of one candidate."""
-        shared = self._kind._get_param_names()
+        shared = self._kind().get_params(deep=False)
         own = self.get_params(deep=False)
         given = {n: own[n] for n in shared if n in own and n not in _CHOSEN}
         return self._kind(**given, **params).__sklearn_clone__()

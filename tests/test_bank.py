@@ -361,3 +361,11 @@ def test_bank_of_regressors_has_no_probabilities():
         texts, [5, 1, 4, 2]
     )
     assert AdapterBank({"stars": stars}).predict_proba(texts) == {}
+
+
+def test_task_that_is_added_later_is_answered():
+    estimators = fit(TinyTextEncoder(), {"intent": {"adapter": LoRA(2)}})
+    bank = AdapterBank(estimators)
+    bank.predict(TEXTS)
+    bank.estimators["tone"] = fit_one(TinyTextEncoder(), TEXTS, 1, adapter=LoRA(3))
+    assert_equals_single(bank, TEXTS)

@@ -1,10 +1,13 @@
 """The classifier on the tiny encoder: what fit promises, accepts, refuses and leaves."""
 
+import enum
 import gc
 import logging
 import os
 import random
+import threading
 import warnings
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -21,7 +24,8 @@ from sklearn.utils import compute_sample_weight
 
 import skpeft
 from skpeft import AdapterClassifier
-from skpeft.adapters import Bottleneck, LoRA
+from skpeft._training import schedule, update
+from skpeft.adapters import BitFit, Bottleneck, LoRA
 from skpeft.encoders import ArrayEncoder, TinyTextEncoder
 from skpeft.objectives import Contrastive, CrossEntropy, SquaredError
 
@@ -592,6 +596,12 @@ def test_warm_start_of_an_adapter_without_dropout_goes_on():
     before = clf.transform(TEXTS)
     clf.set_params(learning_rate=1e-12).fit(TEXTS, LABELS)
     np.testing.assert_allclose(clf.transform(TEXTS), before, atol=1e-5)
+    assert clf.n_epochs_ == 8
+
+
+def test_warm_start_with_another_dropout_in_a_list_goes_on():
+    clf = fitted(adapter=[LoRA(), BitFit()], warm_start=True)
+    clf.set_params(adapter=[LoRA(dropout=0.5), BitFit()]).fit(TEXTS, LABELS)
     assert clf.n_epochs_ == 8
 
 
@@ -1169,3 +1179,114 @@ def test_entry_that_is_no_text_gets_its_own_remedy(entry, remedy):
     with pytest.raises(ValueError, match=r"X\[1\] is") as caught:
         AdapterClassifier("tiny").fit(["a b", entry], ["x", "y"])
     assert remedy in str(caught.value)
+
+
+# What looks like labels or weights ----------------------------------------------------
+
+
+class Sign(str, enum.Enum):  # noqa: UP042 - a StrEnum prints as its value
+    """Texts of a type of their own, which str() gives another name."""
+
+    PLUS = "+"
+    MINUS = "-"
+
+
+SIGNS = [Sign(label) for label in LABELS]
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        SIGNS,
+        np.array(SIGNS, dtype=object),
+        np.array(LABELS, dtype=np.dtypes.StringDType()),
+    ],
+    ids=["list", "objects", "StringDType"],
+)
+def test_labels_of_other_types_of_text_are_the_same_labels(labels):
+    clf = make().fit(TEXTS, labels)
+    assert clf.classes_.tolist() == ["+", "-"]
+    assert same_model(clf, fitted())
+
+
+@pytest.mark.parametrize("name", ["y", "sample_weight"])
+def test_masked_entries_are_refused(name):
+    rows = np.arange(len(TEXTS))
+    hidden = np.ma.array(1 + rows % 2, mask=rows == 3)
+    given = {"y": LABELS, name: hidden}
+    with pytest.raises(ValueError, match=f"{name} is a masked array"):
+        make().fit(TEXTS, **given)
+    given[name] = np.ma.array(hidden.data)  # masked in no entry
+    assert make().fit(TEXTS, **given).classes_.shape == (2,)
+
+
+@pytest.mark.parametrize("weights", ["balanced", {"+": 1.0}])
+def test_weights_by_class_are_not_weights_of_rows(weights):
+    with pytest.raises(ValueError, match=r"sample_weight is .* go into class_weight"):
+        make().fit(TEXTS, LABELS, sample_weight=weights)
+
+
+@pytest.mark.parametrize(
+    ("fraction", "remedy"), [(0.99, "a smaller fraction"), (0.01, "a larger fraction")]
+)
+def test_fraction_that_leaves_no_rows_on_one_side_says_which_way(fraction, remedy):
+    clf = make(early_stopping=True, validation_fraction=fraction)
+    with pytest.raises(ValueError, match=remedy):
+        clf.fit(TEXTS, LABELS)
+
+
+def test_validation_rows_all_of_classes_without_weight_are_refused():
+    labels = ["-"] * 14 + ["+"] * 2
+    weights = {"-": 0.0, "+": 1.0}
+    clf = make(early_stopping=True, class_weight=weights, validation_fraction=0.15)
+    with pytest.raises(ValueError, match="all of classes that have weight 0"):
+        clf.fit(TEXTS, labels)
+
+
+@pytest.mark.parametrize("verbose", [0, 1])
+def test_fit_leaves_no_thread(verbose):
+    before = set(threading.enumerate())
+    fitted(verbose=verbose)
+    assert set(threading.enumerate()) <= before
+
+
+# Steps of training --------------------------------------------------------------------
+
+
+def test_rate_warms_up_and_falls_in_a_straight_line():
+    def rates(warmup_fraction, n_steps):
+        settings = SimpleNamespace(warmup_fraction=warmup_fraction, learning_rate=6.0)
+        return list(schedule(settings, n_steps))
+
+    np.testing.assert_allclose(rates(0.25, 8), [3, 6, 6, 5, 4, 3, 2, 1])
+    np.testing.assert_allclose(rates(0.0, 4), [6, 4.5, 3, 1.5])
+
+
+def test_weights_decay_by_rate_times_decay_a_step():
+    """Of a loss that depends on nothing all that is left of AdamW is the decay."""
+
+    class Constant(CrossEntropy):
+        def value(self, outputs, targets):
+            return 0.0 * super().value(outputs, targets)
+
+    def trained(weight_decay):
+        return fitted(
+            objective=Constant(), weight_decay=weight_decay, learning_rate=0.1,
+            warmup_fraction=0.0, max_epochs=1, batch_size=8, shrinkage=0.0,
+        )._network.state()  # fmt: skip
+
+    start = trained(0.0)
+    shrunk = (1 - 0.1 * 0.5) * (1 - 0.05 * 0.5)  # two steps, at the rate and half of it
+    for name, decayed in trained(0.5).items():
+        np.testing.assert_allclose(decayed, shrunk * start[name], rtol=1e-5)
+    assert any(values.any() for values in start.values())
+
+
+def test_gradients_are_clipped_to_length_one():
+    weight = torch.nn.Parameter(torch.zeros(4))
+    optimizer = torch.optim.SGD([weight], lr=1.0)
+    for gradient, step in (([3.0, 4.0, 0, 0], [0.6, 0.8, 0, 0]), ([0, 0, 0.3, 0],) * 2):
+        weight.data.zero_()
+        weight.grad = torch.tensor(gradient)
+        update(optimizer, 1.0)
+        np.testing.assert_allclose(-weight.detach(), step, rtol=1e-5)

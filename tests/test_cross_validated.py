@@ -526,3 +526,16 @@ def test_infinite_scores_count_as_in_grid_search(infinite, eliminate):
         np.testing.assert_allclose(
             cv.cv_results_["mean_test_score"], grid.cv_results_["mean_test_score"]
         )
+
+
+def test_splitters_are_given_the_texts():
+    class Noting(StratifiedKFold):
+        def split(self, X, y=None, groups=None):
+            Noting.seen = list(X)
+            return super().split(X, y, groups)
+
+    weights = np.ones(len(TEXTS))
+    weights[1] = 0.0
+    cv = AdapterClassifierCV(**OWN, ranks=[2], cv=Noting(2))
+    cv.fit(TEXTS, LABELS, sample_weight=weights)
+    assert Noting.seen == [text for i, text in enumerate(TEXTS) if i != 1]

@@ -4,6 +4,7 @@ import sys
 
 import numpy as np
 import pytest
+import sklearn
 from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
@@ -197,6 +198,30 @@ def test_embeddings_of_wrong_input_are_refused(clf):
         EmbeddingDisplay.from_estimator(
             LogisticRegression().fit([[0], [1]], [0, 1]), TEXTS, LABELS
         )
+
+
+def test_embeddings_are_the_same_where_transformers_give_frames(clf):
+    expected = EmbeddingDisplay.from_estimator(clf, TEXTS, LABELS)
+    with sklearn.config_context(transform_output="pandas"):
+        shown = EmbeddingDisplay.from_estimator(clf, TEXTS, LABELS)
+    np.testing.assert_array_equal(shown.frozen, expected.frozen)
+    np.testing.assert_array_equal(shown.adapted, expected.adapted)
+
+
+class Narrow(AdapterClassifier):
+    """As of an encoder of one number a text."""
+
+    def transform(self, X):
+        return super().transform(X)[:, :1]
+
+    def transform_frozen(self, X):
+        return super().transform_frozen(X)[:, :1]
+
+
+def test_embeddings_of_one_feature_are_refused():
+    clf = Narrow("tiny", max_epochs=1, random_state=0).fit(TEXTS, LABELS)
+    with pytest.raises(ValueError, match="features have 1 column; two or more"):
+        EmbeddingDisplay.from_estimator(clf, TEXTS, LABELS)
 
 
 def test_embeddings_of_several_labels_are_coloured_by_the_column_that_is_passed():

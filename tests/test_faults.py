@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
+from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV
 
 import skpeft
@@ -311,7 +312,11 @@ def test_wrong_members_of_a_combination_are_refused(members):
             "adapter__rnak",
             "'rnak'.*LoRA.*Did you mean 'rank'",
         ),
-        (AdapterClassifier(), "adapter__rank", "'auto' has no parameters.*Pass a spec"),
+        (
+            AdapterClassifier(),
+            "adapter__rank",
+            "'auto' has no parameters.*such as LoRA",
+        ),
         (AdapterClassifier(), "adaptor", "AdapterClassifier.*Did you mean 'adapter'"),
         (AdapterClassifier(), "adaptor__rank", "Did you mean 'adapter'"),
         (AdapterRegressor(), "lr", "'lr' is not a known parameter of AdapterRegressor"),
@@ -335,6 +340,33 @@ def test_grid_with_a_slip_gets_the_right_name():
     search = GridSearchCV(AdapterClassifier("tiny", adapter=LoRA()), grid, cv=2)
     with pytest.raises(ValueError, match="Did you mean 'rank'"):
         search.fit(TEXTS, LABELS)
+
+
+@pytest.mark.parametrize(
+    ("given", "name"), [({"adapter__rnak": 3}, "rnak"), ({"head__D": 3}, "D")], ids=str
+)
+def test_set_params_with_a_slip_sets_nothing(given, name):
+    model = AdapterClassifier(adapter=LoRA(), head=LogisticRegression())
+    before = {key: repr(value) for key, value in model.get_params().items()}
+    new = {"max_epochs": 9, "adapter__dropout": 0.5, "head__C": 7.0}
+    with pytest.raises(ValueError, match=f"'{name}'"):
+        model.set_params(**new, **given)
+    after = {key: repr(value) for key, value in model.get_params().items()}
+    assert after == before
+
+
+@pytest.mark.parametrize(
+    ("name", "instead"),
+    [
+        ("head__C", r"LogisticRegression\(\)"),
+        ("objective__temperature", r"Contrastive\(\) in place of 'contrastive'"),
+        ("encoder__max_length", r"TextEncoder\(name\)"),
+        ("adapter__rank", r"LoRA\(\)"),
+    ],
+)
+def test_parameter_of_a_part_that_has_none_names_what_has(name, instead):
+    with pytest.raises(ValueError, match=f"such as {instead}"):
+        AdapterClassifier().set_params(**{name: 1})
 
 
 def test_set_params_of_a_part_and_its_parameter_at_once():

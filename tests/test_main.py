@@ -9,8 +9,9 @@ import sys
 import numpy as np
 import pytest
 
-from skpeft import AdapterClassifier, AdapterRegressor
-from skpeft.__main__ import main
+import skpeft.__main__
+from skpeft import AdapterClassifier, AdapterRegressor, __version__
+from skpeft.__main__ import _parser, main
 
 WORDS = {"air": ["plane", "flight", "wing"], "sea": ["ship", "port", "sail"]}
 ROWS = [
@@ -264,7 +265,9 @@ def test_repeated_texts_are_told(file, tmp_path, capsys):
 def test_wrong_content_is_one_line_and_code_1(file, model, tmp_path, capsys):
     goal = ("--text", "body", "--label", "team", "-o", tmp_path / "new", *TINY)
     texts = ("--text", "body")
-    assert "No such file" in refused(capsys, "fit", tmp_path / "no.csv", *goal)
+    missing = tmp_path / "no.csv"
+    message = refused(capsys, "fit", missing, *goal)
+    assert message == f"error: there is no file {missing}"
     message = refused(capsys, "predict", model, file, "--text", "boby")
     assert "no columns named 'boby'" in message
     assert "its columns are: body, team, size, other" in message
@@ -340,6 +343,49 @@ def test_too_many_folds_are_named_as_the_option(tmp_path, capsys):
     assert "Give fewer folds" in message
 
 
+def test_classes_of_one_row_cannot_be_compared(tmp_path, capsys):
+    pytest.importorskip("pandas", reason="pandas is not installed")
+    way = ("--cv", 2, "--adapter", "none", *TINY)
+    goal = ("--text", "body", "--label", "team", *way)
+    rows = [(f"mail {i}", i) for i in range(8)]
+    own = write(tmp_path / "own.csv", rows, ("body", "team"))
+    message = refused(capsys, "compare", own, *goal)
+    assert "8 of 8 classes in the column 'team' have one row each" in message
+    assert message.endswith("Drop or join them. Are --text and --label swapped?")
+    rare = write(tmp_path / "rare.csv", [*ROWS, ("lone", "alone", 1, "")])
+    (_, row), err = run(capsys, "compare", rare, *goal)
+    assert row[0] == "linear probe"
+    assert "has only 1 members" in err
+
+
+@pytest.mark.parametrize("share", ["0.97", "0.999"])
+def test_share_that_leaves_too_little_is_not_called_too_small(
+    share, file, tmp_path, capsys
+):
+    goal = ("--text", "body", "--label", "team", "-o", tmp_path / "new", *TINY)
+    message = refused(capsys, "fit", file, *goal, "--test-share", share)
+    assert message.startswith(f"error: --test-share {share}: ")
+    assert "train" in message
+    assert message.endswith("--test-share 0 fits on all rows.")
+
+
+def test_largest_seed_fits(file, tmp_path, capsys):
+    goal = ("--text", "body", "--label", "team", "--adapter", "none", *TINY)
+    run(capsys, "fit", file, *goal, "-o", tmp_path / "m", "--seed", 2**32 - 1)
+
+
+def test_limit_of_a_field_is_left_as_found(file, tmp_path, capsys):
+    former = csv.field_size_limit(1000)
+    try:
+        goal = ("--label", "team", "-o", tmp_path / "new", *TINY)
+        long = write(tmp_path / "long.csv", [*ROWS, ("x", "air", 1, "z" * 2000)])
+        for table, reason in ((long, "named 'x'"), (tmp_path / "no.csv", "no file")):
+            assert reason in refused(capsys, "fit", table, "--text", "x", *goal)
+            assert csv.field_size_limit() == 1000
+    finally:
+        csv.field_size_limit(former)
+
+
 def test_column_to_predict_is_named_once(file, tmp_path, capsys):
     goal = ("--label", "team", "--label", "team", "-o", tmp_path / "new", *TINY)
     assert "name each of them once" in refused(
@@ -364,6 +410,23 @@ def test_folder_with_other_files_is_refused_before_the_fit(file, tmp_path, capsy
             "not allowed",
         ),
         (["fit", "a.csv", "--test-share", "1"], "at least 0 and below 1"),
+        (
+            ["fit", "a.csv", "--test-share", "abc"],
+            "'abc' was given; expected is a number of at least 0 and below 1",
+        ),
+        (
+            ["fit", "a.csv", "--seed", "-1"],
+            "--seed: '-1' was given; expected is a whole number from 0 to 2**32 - 1",
+        ),
+        (["compare", "a.csv", "--seed", str(2**32)], "--seed: '4294967296' was given"),
+        (["fit", "a.csv", "--seed", "1.5"], "--seed: '1.5' was given"),
+        (
+            ["compare", "a.csv", "--cv", "1"],
+            "--cv: '1' was given; expected is a whole number of at least 2",
+        ),
+        (["compare", "a.csv", "--cv", "two"], "--cv: 'two' was given"),
+        (["fit", "a.csv", "--adapter", ""], 'the name of an adapter, or "none"'),
+        (["compare", "a.csv", "--adapter", " "], 'the name of an adapter, or "none"'),
         (["guess"], "invalid choice"),
     ],
 )
@@ -395,6 +458,25 @@ def test_interrupt_is_one_line_and_code_130(file, tmp_path, capsys, monkeypatch)
     assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.parametrize(
+    ("place", "message"),
+    [
+        ("skpeft._fitting.run", "Give a smaller batch_size"),
+        ("skpeft.classifier.AdapterClassifier.fit", "error: MemoryError"),
+    ],
+)
+def test_memory_that_runs_out_is_one_line_and_code_1(
+    place, message, file, tmp_path, capsys, monkeypatch
+):
+    def fail(*_, **__):
+        raise MemoryError
+
+    monkeypatch.setattr(place, fail)
+    goal = ("--text", "body", "--label", "team", "-o", tmp_path / "new", *TINY)
+    assert message in refused(capsys, "fit", file, *goal)
+    assert not (tmp_path / "new").exists()
+
+
 def test_reader_that_has_seen_enough_is_no_error(model, tmp_path):
     # More than a pipe holds, so that the writer is still at it when the reader leaves.
     table = write(tmp_path / "many.csv", [*ROWS, ("x", "y", 1, "z" * 200_000)])
@@ -413,6 +495,26 @@ def test_help_shows_examples(capsys):
         main(["fit", "--help"])
     assert caught.value.code == 0
     assert "python -m skpeft fit mails.csv --text body" in capsys.readouterr().out
+
+
+def test_version_is_that_of_the_package(capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(["--version"])
+    assert caught.value.code == 0
+    assert capsys.readouterr().out == f"skpeft {__version__}\n"
+
+
+def test_each_option_of_each_command_has_a_help_text():
+    subparsers = next(a for a in _parser()._actions if isinstance(a.choices, dict))
+    assert set(subparsers.choices) == {"fit", "predict", "compare", "info"}
+    for name, parser in subparsers.choices.items():
+        bare = [action.dest for action in parser._actions if not action.help]
+        assert bare == [], name
+
+
+def test_exit_codes_are_documented():
+    for text in (skpeft.__main__.__doc__, main.__doc__):
+        assert "130 after Ctrl-C" in text
 
 
 def test_commands_run_from_the_shell(model, file, tmp_path):

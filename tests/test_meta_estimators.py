@@ -18,6 +18,7 @@ from sklearn.ensemble import (
     AdaBoostRegressor,
     BaggingClassifier,
     BaggingRegressor,
+    RandomForestClassifier,
     StackingClassifier,
     StackingRegressor,
     VotingClassifier,
@@ -32,14 +33,22 @@ from sklearn.feature_selection import (
 )
 from sklearn.frozen import FrozenEstimator
 from sklearn.inspection import permutation_importance
+from sklearn.kernel_ridge import KernelRidge
 from sklearn.linear_model import LogisticRegression, RANSACRegressor, Ridge
 from sklearn.metrics import r2_score
 from sklearn.model_selection import (
     FixedThresholdClassifier,
     GridSearchCV,
+    GroupKFold,
     HalvingGridSearchCV,
     HalvingRandomSearchCV,
+    KFold,
+    PredefinedSplit,
     RandomizedSearchCV,
+    RepeatedKFold,
+    ShuffleSplit,
+    StratifiedKFold,
+    TimeSeriesSplit,
     TunedThresholdClassifierCV,
     cross_val_predict,
     cross_validate,
@@ -62,8 +71,10 @@ from sklearn.pipeline import FeatureUnion, Pipeline, make_pipeline
 from sklearn.preprocessing import FunctionTransformer
 from sklearn.semi_supervised import SelfTrainingClassifier
 from sklearn.utils import all_estimators
+from sklearn.utils.parallel import Parallel
 
 from skpeft import AdapterClassifier, AdapterRegressor, AdapterScores
+from skpeft import scores as module
 
 PAGE = Path(__file__).parents[1] / "docs" / "meta_estimators.md"
 WORDS = {
@@ -491,7 +502,11 @@ def test_table_of_the_docs_is_the_table_of_the_tests():
         (row.names, *("no" if form in row.refuses else "yes" for form in FORMS))
         for row in ROWS
     ]
-    assert all(bool(reason) == ("no" in answers) for _, *answers, reason in cells)
+    assert all(reason for _, *answers, reason in cells if "no" in answers)
+    noted = [
+        names for names, *answers, reason in cells if reason and "no" not in answers
+    ]
+    assert noted == ["`StackingClassifier`, `StackingRegressor`"]
 
 
 def read(numbers):
@@ -544,3 +559,220 @@ def test_importance_of_a_text_column_is_above_that_of_noise():
     found = permutation_importance(model, frame, LABELS, n_repeats=2, random_state=0)
     noise, text = found.importances_mean
     assert text > noise + 0.3
+
+
+# Scores -------------------------------------------------------------------------------
+
+
+def of_one_epoch(kind=AdapterClassifier, **parameters):
+    return kind("tiny", max_epochs=1, random_state=0, **parameters)
+
+
+def numbering(make):
+    def fit_predict(estimator, y=LABELS):
+        return make(estimator).fit(SAMPLES["frame"], y).predict(SAMPLES["frame"])
+
+    return fit_predict
+
+
+@pytest.mark.parametrize(
+    "labels_of",
+    [
+        numbering(lambda e: StackingClassifier([("a", e)], cv=2)),
+        numbering(lambda e: VotingClassifier([("a", e)])),
+        numbering(lambda e: BaggingClassifier(e, n_estimators=1, random_state=0)),
+        lambda e: np.unique(LABELS)[
+            cross_val_predict(
+                e, as_texts(), LABELS, cv=2, method="predict_proba"
+            ).argmax(1)
+        ],
+    ],
+    ids=["stacking", "voting", "bagging", "cross_val_predict"],
+)
+def test_meta_estimator_that_numbers_labels_takes_parameters_that_name_numbers(
+    labels_of,
+):
+    texts, weights = ["plane", "train", "ship"], [2.0, 1.0, 1.0]
+    for name, values in ("label_texts", texts), ("class_weight", weights):
+        named = {name: dict(zip(WORDS, values, strict=True))}
+        with pytest.raises(ValueError, match=name):
+            labels_of(of_one_epoch(**named))
+        numbered = {name: dict(enumerate(values))}
+        assert np.mean(labels_of(of_one_epoch(**numbered)) == LABELS) > 0.8
+
+
+def test_calibration_by_one_fit_takes_labels_that_are_numbers():
+    labels_of = numbering(lambda e: CalibratedClassifierCV(e, cv=2, ensemble=False))
+    clf = of_one_epoch(label_texts={0: "plane"})
+    with pytest.raises(ValueError, match="label_texts has the keys"):
+        labels_of(clf)
+    assert np.mean(labels_of(clf, VALUES.astype(int)) == VALUES) > 0.8
+
+
+INDICATORS = pd.DataFrame({"wing": LABELS == "air", "wet": LABELS == "sea"}).astype(int)
+
+
+@pytest.mark.parametrize(
+    ("y", "parameters"),
+    [
+        (LABELS, {"label_texts": {"air": "a plane"}}),
+        (LABELS, {"class_weight": {"air": 9.0, "rail": 1.0, "sea": 1.0}}),
+        (VALUES.astype(int) + 1, {"label_texts": {1: "a plane", 2: "a train"}}),
+        (VALUES.astype(int) * 2, {"class_weight": {0: 9.0, 2: 1.0, 4: 1.0}}),
+        (INDICATORS, {"label_texts": {"wet": "a ship"}}),
+        (LABELS[:, None], {"label_texts": {"air": "a plane"}}),
+    ],
+    ids=["texts", "weights", "numbers", "weighted numbers", "columns", "one column"],
+)
+@pytest.mark.filterwarnings("ignore:A column-vector y")
+def test_scores_of_parameters_that_name_labels_are_those_of_fits_by_hand(y, parameters):
+    clf, texts = of_one_epoch(**parameters), SAMPLES["frame"]
+    folds = list(KFold(2, shuffle=True, random_state=0).split(texts))
+    found = AdapterScores(clf, cv=folds).fit_transform(texts, y)
+    for train, test in folds:
+        new = clone(clf).fit(texts.iloc[train], rows_of(y, train))
+        np.testing.assert_array_equal(found[test], new.predict_proba(texts.iloc[test]))
+
+
+BY_LABEL = np.argsort(LABELS, kind="stable")  # so that folds in order lack classes
+TWO_VALUES = np.stack([np.arange(48) < 16, LABELS == "air"], axis=1).astype(int)
+
+
+@pytest.mark.parametrize(
+    ("estimator", "X", "y"),
+    [
+        (of_one_epoch(), as_texts(), LABELS),
+        (of_one_epoch(), np.array(as_texts())[BY_LABEL], LABELS[BY_LABEL]),
+        (RandomForestClassifier(3, random_state=0), as_numbers(), TWO_VALUES),
+        (of_one_epoch(), as_texts(), INDICATORS.to_numpy()),
+        (of_one_epoch(AdapterRegressor), as_texts(), VALUES),
+        (
+            of_one_epoch(AdapterRegressor),
+            SAMPLES["frame"],
+            TARGETS["columns of values"],
+        ),
+        (of_one_epoch(), pd.Series(as_texts(), range(48, 96)), list(LABELS)),
+        (KernelRidge(kernel="precomputed"), as_numbers() @ as_numbers().T, VALUES),
+    ],
+    ids=[
+        "classes",
+        "classes absent",
+        "values of labels absent",
+        "labels",
+        "numbers",
+        "columns of numbers",
+        "series and list",
+        "kernel",
+    ],
+)
+@pytest.mark.filterwarnings("ignore:Number of classes|The training rows:RuntimeWarning")
+def test_scores_are_those_of_cross_val_predict(estimator, X, y):
+    method = "predict_proba" if is_classifier(estimator) else "predict"
+    expected = cross_val_predict(estimator, X, y, cv=KFold(3), method=method)
+    if isinstance(expected, list):
+        expected = np.stack([of_label[:, 1] for of_label in expected], axis=1)
+    found = AdapterScores(estimator, cv=KFold(3)).fit_transform(X, y)
+    assert found.dtype == expected.dtype
+    np.testing.assert_array_equal(found, expected.reshape(len(y), -1))
+
+
+def test_scores_come_from_as_many_jobs_as_are_given(monkeypatch):
+    given = []
+
+    def in_threads(n_jobs):
+        given.append(n_jobs)
+        return Parallel(n_jobs=n_jobs, backend="threading")
+
+    monkeypatch.setattr(module, "Parallel", in_threads)
+    alone, shared = (
+        AdapterScores(of_one_epoch(), cv=KFold(2), n_jobs=n_jobs)
+        for n_jobs in (None, 2)
+    )
+    found = shared.fit_transform(as_texts(), LABELS)
+    np.testing.assert_array_equal(found, alone.fit_transform(as_texts(), LABELS))
+    assert given == [2, None]
+
+
+def test_scores_are_0_with_a_warning_where_a_fold_lacks_a_class():
+    scores = AdapterScores(of_one_epoch(), cv=KFold(3))
+    with pytest.warns(RuntimeWarning, match="3 of 3 folds lack a class") as told:
+        found = scores.fit_transform(np.array(as_texts())[BY_LABEL], LABELS[BY_LABEL])
+    np.testing.assert_array_equal(
+        found == 0, np.repeat(np.eye(3, dtype=bool), 16, axis=0)
+    )
+    assert [warning.filename for warning in told] == [__file__]
+    scores = AdapterScores(RandomForestClassifier(3, random_state=0), cv=KFold(3))
+    with pytest.warns(RuntimeWarning, match="1 of 3 folds lack a class"):
+        assert (scores.fit_transform(as_numbers(), TWO_VALUES)[:16, 0] == 0).all()
+
+
+@pytest.mark.parametrize(
+    "weight", [2.0, list(np.linspace(0, 1, 48))], ids=["one", "list"]
+)
+def test_scores_take_the_weights_that_the_estimator_takes(weight):
+    clf, texts, weights = of_one_epoch(), np.array(as_texts()), np.full(48, weight)
+    scores = AdapterScores(clf, cv=KFold(2))
+    found = scores.fit_transform(texts, LABELS, sample_weight=weight)
+    for train, test in KFold(2).split(texts):
+        new = clone(clf).fit(texts[train], LABELS[train], weights[train])
+        np.testing.assert_array_equal(found[test], new.predict_proba(texts[test]))
+
+
+def test_scores_of_unshuffled_folds_are_those_of_plain_stratified_folds():
+    plain, shuffled = (
+        AdapterScores(of_one_epoch(), cv=2, shuffle=shuffle, random_state=0)
+        for shuffle in (False, True)
+    )
+    folds = AdapterScores(of_one_epoch(), cv=StratifiedKFold(2))
+    found = plain.fit_transform(as_texts(), LABELS)
+    np.testing.assert_array_equal(found, folds.fit_transform(as_texts(), LABELS))
+    assert (found != shuffled.fit_transform(as_texts(), LABELS)).any()
+
+
+ONCE = "each row must be in exactly one test fold. Give KFold"
+
+
+@pytest.mark.parametrize(
+    ("cv", "message"),
+    [
+        (TimeSeriesSplit(2), rf"cv=TimeSeriesSplit\(.* leaves rows .* {ONCE}"),
+        (ShuffleSplit(2, random_state=0), rf"cv=ShuffleSplit\(.* {ONCE}"),
+        (RepeatedKFold(n_splits=2, n_repeats=2), rf"cv=RepeatedKFold\(.* {ONCE}"),
+        (PredefinedSplit(np.arange(48) % 3 - 1), rf"cv=PredefinedSplit\(.* {ONCE}"),
+        ([(range(48), [48])], rf"cv=\[\(range.* {ONCE}"),
+        ([], rf"cv=\[\] leaves .* {ONCE}"),
+        (GroupKFold(2), r"cv=GroupKFold\(.* Pass groups=\.\.\. to fit_transform"),
+        (StratifiedKFold(20), "n_splits=20 cannot be greater"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_folds_that_give_no_score_a_row_are_refused_before_a_fit(
+    cv, message, monkeypatch
+):
+    scores = AdapterScores(of_one_epoch(), cv=cv)
+    monkeypatch.setattr(AdapterClassifier, "fit", lambda *_: pytest.fail("a fit"))
+    with pytest.raises(ValueError, match=message):
+        scores.fit_transform(as_texts(), LABELS)
+    assert not hasattr(scores, "estimator_")
+
+
+def test_scores_of_fold_that_fails_leave_what_was_fitted_before():
+    y = np.repeat(["air", "sea"], 24)  # each fold is trained on one class
+    scores = AdapterScores(of_one_epoch(), cv=KFold(2))
+    with pytest.raises(ValueError, match="one class only"):
+        scores.fit_transform(as_texts(), y)
+    assert not hasattr(scores, "estimator_")
+    before = scores.fit(as_texts(), LABELS).estimator_
+    with pytest.raises(ValueError, match="one class only"):
+        scores.fit_transform(as_texts(), y)
+    assert scores.estimator_ is before
+    assert scores.transform(as_texts()).shape == (48, 3)
+
+
+def test_scores_of_rows_that_cannot_be_split_are_refused_with_a_remedy():
+    scores = AdapterScores(of_one_epoch(), cv=2)
+    with pytest.raises(TypeError, match=r"X is a generator; .* Turn it into a list"):
+        scores.fit_transform((text for text in as_texts()), LABELS)
+    folds = AdapterScores(of_one_epoch(), cv=StratifiedKFold(2))
+    with pytest.raises(ValueError, match=r"y\[0\] is None: every row needs a label"):
+        folds.fit_transform(as_texts(), [None, *LABELS[1:]])

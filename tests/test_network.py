@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import shutil
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from skpeft import AdapterClassifier, _network
+from skpeft import AdapterBank, AdapterClassifier, _network, clear_cache
 from skpeft._device import resolve_device, resolve_precision
 from skpeft._network import FORMAT, AdapterNetwork
 from skpeft.adapters import Bottleneck, LoRA
@@ -231,8 +232,6 @@ def test_deepcopy_is_independent_and_shares_the_frozen_tensors():
 
 
 def test_relocate_finds_the_same_encoder_elsewhere(plain_folder, tmp_path):
-    import shutil
-
     folder = shutil.copytree(plain_folder("bert"), tmp_path / "model")
     network = randomise(build(encoder=TextEncoder(str(folder), max_length=8)))
     items = network.prepare(TEXTS)
@@ -242,6 +241,32 @@ def test_relocate_finds_the_same_encoder_elsewhere(plain_folder, tmp_path):
     loaded.relocate(TextEncoder(str(moved)))
     assert loaded.encoder.max_length == 8
     np.testing.assert_array_equal(loaded.features(loaded.prepare(TEXTS)), expected)
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda clf, folder: clf.predict(TEXTS),
+        lambda clf, folder: clf.to_torch(),
+        lambda clf, folder: clf.to_sentence_transformer(),
+        lambda clf, folder: clf.save_pretrained(folder),
+        lambda clf, folder: AdapterBank({"task": clf}).predict(TEXTS),
+    ],
+    ids=["predict", "torch", "sentence-transformer", "folder", "bank"],
+)
+def test_whoever_asks_first_finds_an_encoder_that_was_moved(
+    plain_folder, tmp_path, ask
+):
+    folder = shutil.copytree(plain_folder("bert"), tmp_path / "model")
+    clf = AdapterClassifier(str(folder), max_epochs=1)
+    clf.fit(TEXTS, np.arange(len(TEXTS)) % 2)
+    loaded = pickle.loads(pickle.dumps(clf))
+    moved = folder.rename(tmp_path / "moved")
+    clear_cache()
+    with pytest.raises(OSError, match=r"set_params\(encoder="):
+        ask(loaded, tmp_path / "saved")
+    ask(loaded.set_params(encoder=str(moved)), tmp_path / "saved")
+    assert loaded._network.encoder.model == str(moved)
 
 
 def test_relocate_to_another_encoder_is_refused_and_undone(plain_folder):

@@ -456,6 +456,96 @@ def test_a_fit_has_the_same_bits_whatever_was_fitted_before(plain_folder, family
         np.testing.assert_array_equal(probabilities(max_epochs=2), first)
 
 
+def random_texts(lengths, seed=0):
+    words = np.random.RandomState(seed)
+    return [" ".join(words.choice(models.WORDS[:20], length)) for length in lengths]
+
+
+@pytest.mark.parametrize("n_threads", [1, 2, 16, 64])
+def test_what_is_kept_has_the_same_bits_in_any_company(tmp_path, n_threads):
+    """On many threads short products have pieces of few rows, with bits of their own."""
+    config = transformers.BertConfig(
+        vocab_size=len(models.vocabulary("bert")),
+        hidden_size=64,
+        num_attention_heads=2,
+        num_hidden_layers=2,
+        intermediate_size=96,
+        max_position_embeddings=64,
+    )
+    torch.manual_seed(0)
+    transformers.BertModel(config).save_pretrained(tmp_path)
+    models.tokenizer_of("bert").save_pretrained(tmp_path)
+    network = network_of(TextEncoder(str(tmp_path)))
+    items = network.prepare(random_texts([*range(3, 24)] * 4))
+    before = torch.get_num_threads()
+    torch.set_num_threads(n_threads)
+    try:
+        halves = network._halves_for(items)
+        together = network.kept(halves.place, items, halves.states)
+        features = network.frozen_features(items)
+        clear_cache()
+        for i, item in enumerate(items):
+            (alone,) = network.kept(halves.place, [item], halves.states)
+            assert torch.equal(alone[0], together[i][0])
+            np.testing.assert_array_equal(
+                network.frozen_features([item])[0], features[i]
+            )
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("adapter", [None, "lora"])
+def test_projections_behind_the_encoder_have_the_same_bits_in_any_company(
+    plain_folder, adapter
+):
+    """They multiply one row an item: of a text by itself a single row."""
+    model = models.with_pooling(plain_folder("bert"), normalize=False)
+    model.append(models.modules.Dense(models.WIDTH, 40))
+    texts = random_texts([*range(14, 20)] * 4)
+
+    def fitted(rows):
+        clf = AdapterClassifier(model, adapter=adapter, max_epochs=1, random_state=0)
+        return clf.fit(texts[:rows], np.arange(rows) % 2)
+
+    expected = fitted(24).predict_proba(texts)
+    clear_cache()
+    other = fitted(2)
+    for text in texts:
+        other.predict([text])
+    np.testing.assert_array_equal(fitted(24).predict_proba(texts), expected)
+
+
+def test_pairs_with_a_short_text_have_the_same_bits_in_any_company(plain_folder):
+    """Each text goes through by itself, so the shorter one decides how many rows are few."""
+    network = network_of(
+        TextEncoder(str(plain_folder("bert")), pair="bi"), n_features=2
+    )
+    items = network.prepare([("good", text) for text in random_texts([14] * 12)])
+    expected = network.frozen_features(items)
+    clear_cache()
+    for item, row in zip(items, expected, strict=True):
+        np.testing.assert_array_equal(network.frozen_features([item])[0], row)
+
+
+def test_interrupt_while_something_is_kept_hides_no_bytes(monkeypatch):
+    cache, size, calls = StateCache(10_000), _cache._size, []
+
+    def interrupted(tensors):
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return size(tensors)
+
+    monkeypatch.setattr(_cache, "_size", interrupted)
+    for number in range(3):
+        try:
+            cache.put(("place", number), [torch.zeros(2000)])
+        except KeyboardInterrupt:
+            assert len(calls) == 2
+    kept = sum(size(tensors) for tensors in cache._entries.values())
+    assert kept <= cache.info().n_bytes <= cache.limit
+
+
 def test_interrupt_inside_of_the_cache_does_not_break_it(monkeypatch):
     cache, size = StateCache(10_000), _cache._size
     for number in range(4):

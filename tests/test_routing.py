@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 import sklearn
 from sklearn.base import clone
+from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV, cross_validate
-from sklearn.pipeline import Pipeline
-from sklearn.preprocessing import FunctionTransformer
+from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.preprocessing import FunctionTransformer, StandardScaler
 
 from skpeft import AdapterClassifier, AdapterRegressor
 
@@ -85,6 +86,18 @@ def test_cross_validation_hands_on_what_was_asked_for():
         params={"sample_weight": WEIGHTS, "X_val": X_VAL, "y_val": Y_VAL},
     )
     assert all(len(fitted.validation_scores_) == 2 for fitted in found["estimator"])
+
+
+def test_head_in_a_pipeline_gets_the_weights_that_its_steps_ask_for():
+    last = LogisticRegression().set_fit_request(sample_weight=True)
+    scale = StandardScaler().set_fit_request(sample_weight=False)
+    clf = AdapterClassifier("tiny", head=make_pipeline(scale, last), **OPTIONS)
+    with sklearn.config_context(enable_metadata_routing=False):
+        expected = clone(clf).fit(X, LABELS, WEIGHTS).predict_proba(X)
+        without = clone(clf).fit(X, LABELS).predict_proba(X)
+    found = clf.fit(X, LABELS, WEIGHTS).predict_proba(X)
+    np.testing.assert_array_equal(found, expected)
+    assert np.abs(found - without).max() > 1e-6
 
 
 def test_what_was_not_asked_for_is_refused():

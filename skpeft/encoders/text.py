@@ -195,6 +195,8 @@ class TextEncoder(ByReference, Encoder):
             with _hub.quiet_loading():
                 if folder is None:
                     _hub.check_reachable(self.model, self.revision)
+                else:
+                    _hub.check_holds_encoder(folder)
                 return SentenceTransformer(
                     self.model if folder is None else str(folder),
                     device="cpu",
@@ -226,8 +228,8 @@ class TextEncoder(ByReference, Encoder):
             if self.include_weights:
                 key = (self.model, self.revision, self.trust_remote_code)
                 state["model"] = _pack(key, self._open)
-            elif Path(self.model).is_dir():  # holds in another working directory too
-                state["model"] = str(Path(self.model).resolve())
+            else:
+                state["model"] = _hub.absolute(self.model)
             return state
         state["model"] = None if self.include_weights else _known_name(self.model)
         if state["model"] is not None:
@@ -300,6 +302,7 @@ class Weights:
             ids,
             sorted(self.tokenizer.get_vocab().items()),
             (self.lower_case, self.max_length, model.truncate_dim, self.prompt),
+            *_other_side(self.tokenizer),
         )
         self.module = module.to(device, dtype)
 
@@ -682,7 +685,15 @@ class TextBackbone(Backbone):
 
     def length(self, item: Item) -> int:
         """Number of tokens of a window."""
-        return sum(len(ids) for name, ids in item.items() if name.endswith("input_ids"))
+        return sum(_lengths(item))
+
+    def shortest(self, item: Item) -> int:
+        """Number of tokens of the shortest text in a window."""
+        return min(_lengths(item), default=0)
+
+
+def _lengths(item: Item) -> list[int]:
+    return [len(ids) for name, ids in item.items() if name.endswith("input_ids")]
 
 
 def _guard_folder(adapted: Any, frozen: nn.Module) -> None:
@@ -710,9 +721,7 @@ def _known_name(model: Any) -> str | None:
     """Name or folder on this machine that gives the same model back, if there is one."""
     own = _content(model)
     if model not in _names or not _same(_names[model][0], own):
-        name = getattr(model[0].auto_model, "name_or_path", "")
-        if name and Path(name).is_dir():
-            name = str(Path(name).resolve())  # holds in another working directory too
+        name = _hub.absolute(getattr(model[0].auto_model, "name_or_path", ""))
         _names[model] = (own, name if _gives_back(name, own) else None)
     return _names[model][1]
 
@@ -755,8 +764,19 @@ def _load_given(model: Any, device: torch.device, dtype: torch.dtype) -> Weights
     refuse_inference(model)
     found = Weights(model, device, dtype)
     # By content: the owner may change more than tensors, and ids are used again.
-    content = (found.fingerprint, found.probe.tobytes(), found.addresses)
+    content = (
+        found.fingerprint,
+        found.probe.tobytes(),
+        found.config,
+        found.addresses,
+    )
     return _registry.get(("given", *content, device, dtype), lambda: found, share=False)
+
+
+def _other_side(tokenizer: Any) -> tuple:
+    """The end that a tokenizer cuts of long texts, where it is not the usual one."""
+    side = getattr(tokenizer, "truncation_side", "right")
+    return () if side == "right" else (side,)
 
 
 def _pooled_by(pooling: str, hidden_size: int) -> list[nn.Module]:

@@ -360,7 +360,11 @@ def test_layer_indices_are_the_last_ones_or_those_named(layers, expected):
     assert layer_indices(layers, 3) == expected
 
 
-@pytest.mark.parametrize("layers", [4, 0, -1, [3], [-4], [], [0.5], ["a"]], ids=str)
+@pytest.mark.parametrize(
+    "layers",
+    [4, 0, -1, [3], [-4], [], [0.5], ["a"], [False, True], np.array([False, True])],
+    ids=str,
+)
 def test_layers_out_of_range_are_refused(layers):
     with pytest.raises(ValueError, match=r"layers=.* 3 blocks"):
         layer_indices(layers, 3)

@@ -138,6 +138,13 @@ def test_frozen_adapter_needs_weights(kind):
     assert (spec.frozen, spec.weights) == (True, "folder")
 
 
+def test_input_role_of_ia3_is_one_that_is_adapted():
+    with pytest.raises(ValueError, match=r"'ffn_inn' is none of roles=\('key'"):
+        IA3(input_roles=("ffn_inn",)).validate()
+    IA3(roles=("key",)).validate()  # the default input role may be left out
+    IA3(roles=("key", "query"), input_roles=("query",)).validate()
+
+
 def test_member_of_a_list_does_not_start_from_weights():
     with pytest.raises(ValueError, match="stands by itself"):
         Combination([LoRA(weights="folder"), BitFit()]).validate()

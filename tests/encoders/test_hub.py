@@ -1,9 +1,12 @@
 """Where a model is looked for before a hub is asked."""
 
+import threading
+import time
+
 import pytest
 
 from skpeft import AdapterClassifier
-from skpeft.encoders import _hub
+from skpeft.encoders import TextEncoder, _hub
 from tests import models
 
 DEFAULT = _hub.DEFAULT_NAMES[0]
@@ -114,3 +117,74 @@ def test_file_state_tells_a_changed_folder(tmp_path):
     second = _hub.file_state(tmp_path)
     (tmp_path / "b").write_text("")
     assert len({first, second, _hub.file_state(tmp_path)}) == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "asked"),
+    [
+        ("mini", ["mini", "sentence-transformers/mini"]),
+        ("some/mini", ["some/mini"]),
+    ],
+)
+def test_hub_is_asked_for_each_place_where_a_model_may_be(monkeypatch, name, asked):
+    import huggingface_hub
+
+    seen = []
+
+    class Hub:
+        def model_info(self, repo, **_):
+            seen.append(repo)
+            if repo != "sentence-transformers/mini":
+                raise RuntimeError(f"no {repo}")
+
+    monkeypatch.setattr(huggingface_hub, "HfApi", Hub)
+    if name == "mini":
+        _hub.check_reachable(name, None)
+    else:
+        with pytest.raises(OSError, match="no some/mini"):
+            _hub.check_reachable(name, None)
+    assert seen == asked
+
+
+def test_revision_is_asked_of_the_hub(monkeypatch):
+    import sentence_transformers
+
+    asked = []
+
+    def refused(*names, **options):
+        asked.append((*names, options["revision"]))
+        raise OSError("that is enough")
+
+    monkeypatch.setattr(_hub, "check_reachable", lambda *_: None)
+    monkeypatch.setattr(sentence_transformers, "SentenceTransformer", refused)
+    with pytest.raises(OSError, match="that is enough"):
+        TextEncoder("some/other-model", revision="v2")._open()
+    assert asked == [("some/other-model", "v2")]
+
+
+@pytest.mark.parametrize("saved", [False, True])
+def test_folder_that_holds_no_encoder_is_refused(tmp_path, saved):
+    if saved:
+        clf = AdapterClassifier("tiny", max_epochs=1).fit(["a", "b"], [0, 1])
+        clf.save_pretrained(tmp_path)
+    words = r"AdapterClassifier\.from_pretrained" if saved else "none of modules.json"
+    with pytest.raises(OSError, match=words):
+        AdapterClassifier(str(tmp_path)).fit(["a", "b"], [0, 1])
+
+
+def test_threads_that_load_leave_the_loggers_as_they_were():
+    from transformers.utils import logging
+
+    before = logging.get_verbosity()
+
+    def load(seconds):
+        with _hub.quiet_loading():
+            time.sleep(seconds)
+
+    threads = [threading.Thread(target=load, args=(s,)) for s in (0.1, 0.3)]
+    for thread in threads:
+        thread.start()
+        time.sleep(0.02)
+    for thread in threads:
+        thread.join()
+    assert logging.get_verbosity() == before

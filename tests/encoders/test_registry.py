@@ -106,6 +106,28 @@ def test_folders_with_unlike_content_do_not_share(plain_folder):
     assert one._network.fingerprint != other._network.fingerprint
 
 
+def test_folders_whose_tokenizers_cut_other_ends_do_not_share(plain_folder, tmp_path):
+    right, long = plain_folder("bert"), [text * 9 for text in models.TEXTS]
+    left = cut_on_the_left(right, tmp_path / "left")
+    one, other = (
+        AdapterClassifier(str(folder), adapter=None).fit(long[:4], [0, 1] * 2)
+        for folder in (right, left)
+    )
+    for clf, folder in ((one, right), (other, left)):
+        expected = models.load(folder).encode(long)
+        np.testing.assert_allclose(clf.transform(long), expected, atol=1e-5)
+    assert np.abs(one.transform(long) - other.transform(long)).max() > 1e-3
+
+
+def cut_on_the_left(folder, target):
+    """Copy of a model's folder whose tokenizer keeps the end of long texts."""
+    shutil.copytree(folder, target)
+    file = target / "tokenizer_config.json"
+    config = json.loads(file.read_text())
+    file.write_text(json.dumps({**config, "truncation_side": "left"}))
+    return target
+
+
 def test_models_that_differ_only_on_long_texts_do_not_share(tmp_path):
     plain = models.save_plain(tmp_path / "plain", "mistral")
     config = json.loads((plain / "config.json").read_text())
@@ -129,6 +151,7 @@ def test_models_that_differ_only_on_long_texts_do_not_share(tmp_path):
         (lambda model: setattr(model[1], "pooling_mode", "cls"), "pooling"),
         (lambda model: model.prompts.update(query="a "), "prompt"),
         (lambda model: model.pop(2), "parts"),
+        (lambda model: setattr(model.tokenizer, "truncation_side", "left"), "side"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -521,7 +544,7 @@ def test_weights_share_what_they_are_given_and_freeze_their_own(model):
 # What no digest of tensors shows ------------------------------------------------------
 
 
-@pytest.mark.parametrize("change", ["config", "vocabulary"])
+@pytest.mark.parametrize("change", ["config", "vocabulary", "side"])
 def test_folder_edited_after_fit_is_refused(plain_folder, tmp_path, change):
     folder = tmp_path / "model"
     shutil.copytree(plain_folder("bert"), folder)
@@ -530,6 +553,9 @@ def test_folder_edited_after_fit_is_refused(plain_folder, tmp_path, change):
         file = folder / "config.json"
         config = json.loads(file.read_text())
         file.write_text(json.dumps({**config, "layer_norm_eps": 1.0}))
+    elif change == "side":
+        shutil.rmtree(folder)
+        cut_on_the_left(plain_folder("bert"), folder)
     else:
         file = folder / "tokenizer.json"
         words = json.loads(file.read_text())

@@ -3,6 +3,7 @@
 import pytest
 from torch import nn
 
+from skpeft import AdapterClassifier
 from skpeft.encoders import (
     ENCODERS,
     ArrayEncoder,
@@ -74,3 +75,25 @@ def test_toy_encoder_with_wrong_parameter_is_refused(spec):
         ValueError, match=f"'{name}' parameter of {type(spec).__name__}"
     ):
         resolve_encoder(spec)
+
+
+def test_path_is_a_folder_by_its_name(plain_folder):
+    folder = plain_folder("bert")
+    assert resolve_encoder(folder).model == str(folder)
+
+
+def test_folder_in_the_home_is_named_in_full(plain_folder, monkeypatch, tmp_path):
+    (tmp_path / "model").symlink_to(plain_folder("bert"))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert resolve_encoder("~/model").model == str(plain_folder("bert").resolve())
+
+
+def test_model_of_transformers_gets_the_way_out_and_not_its_layers(plain_folder):
+    from transformers import AutoModel
+
+    with pytest.raises(TypeError, match="type BertModel") as error:
+        AdapterClassifier(AutoModel.from_pretrained(plain_folder("bert"))).fit(
+            ["a", "b"], [0, 1]
+        )
+    assert "SentenceTransformer that has it" in str(error.value)
+    assert len(str(error.value)) < 500
