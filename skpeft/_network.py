@@ -214,7 +214,7 @@ class AdapterNetwork:
     def restore(cls, state: dict[str, Any]) -> "AdapterNetwork":
         """Network of a fit, from what describes it and its trained tensors."""
         new = object.__new__(cls)
-        new.__setstate__(_sealed(state))
+        new._take(state)
         return new
 
     def knows(self, backbone: Backbone) -> bool:
@@ -582,11 +582,10 @@ class AdapterNetwork:
             return _finite(self.live.backbone.join(features, items).cpu().numpy())
 
     def __getstate__(self) -> dict:
-        state = self.__dict__.copy()
-        for name in ("_lock", "_live", "_halves"):
-            del state[name]
-        state["_stored"] = self.state()
-        return _sealed(state)
+        state = self._state()
+        about = {"format": FORMAT, "skpeft": skpeft.__version__}
+        # To be found undamaged.
+        return {**about, "digest": _content(state["_stored"]), **state}
 
     def __setstate__(self, state: dict) -> None:
         state = dict(state)
@@ -602,14 +601,25 @@ class AdapterNetwork:
                 "The trained tensors of this model are not those that were saved: the file "
                 "is damaged or was edited. Copy or download it again, or fit anew."
             )
-        self.resumes = None
-        self.__dict__.update(state, _lock=threading.Lock(), _live=None, _halves=None)
+        self._take(state)
 
     def __deepcopy__(self, memo: dict) -> "AdapterNetwork":
         new = object.__new__(type(self))
         memo[id(self)] = new
-        new.__setstate__(copy.deepcopy(self.__getstate__(), memo))
+        new._take(copy.deepcopy(self._state(), memo))
         return new
+
+    def _state(self) -> dict[str, Any]:
+        """What describes the network, and copies of its trained tensors."""
+        state = self.__dict__.copy()
+        for name in ("_lock", "_live", "_halves"):
+            del state[name]
+        return {**state, "_stored": self.state()}
+
+    def _take(self, state: dict[str, Any]) -> None:
+        """Become the network of a state; the encoder is found at first use."""
+        self.resumes = None
+        self.__dict__.update(state, _lock=threading.Lock(), _live=None, _halves=None)
 
 
 def _weights_of(module: nn.Module) -> tuple[str, int]:
@@ -631,12 +641,6 @@ def _finite(features: np.ndarray) -> np.ndarray:
             "numbers in X are too large for the encoder: scale them."
         )
     return features
-
-
-def _sealed(state: dict[str, Any]) -> dict[str, Any]:
-    """State of a network with what it needs to be known again, and found undamaged."""
-    about = {"format": FORMAT, "skpeft": skpeft.__version__}
-    return {**about, "digest": _content(state["_stored"]), **state}
 
 
 def _content(arrays: Mapping[str, np.ndarray]) -> bytes:

@@ -101,14 +101,7 @@ def make_plan(
     wide = is_wide(estimator, objective, data.y[: len(data.y) - data.n_hints], goes_on)
     # The frozen network of the last fit is the one from which it was drawn back.
     seed = estimator._network.seed if goes_on else seed
-    network = _network(estimator, encoder, seed, wide=False)
-    if wide:  # what was wrong has been said, whatever the number of rows
-        try:
-            network = _network(estimator, encoder, seed, wide=True)
-        except ValueError:  # not all of its linear layers are as HiRA needs them
-            if goes_on:
-                raise
-            wide = False
+    network, wide = _widest_network(estimator, encoder, seed, wide, goes_on)
     adapter = network.adapter
     max_epochs = estimator.max_epochs or (_WIDE_EPOCHS if wide else None)
     start = network.state()
@@ -181,6 +174,21 @@ def _suffices(y: np.ndarray) -> bool:
     counts = np.unique(y, return_counts=True)[1]
     enough = len(counts) >= _WIDE_CLASSES and counts.min() >= _WIDE_ROWS_EACH
     return bool(enough and len(y) < _WIDE_ROWS)
+
+
+def _widest_network(
+    estimator: Any, encoder: Encoder, seed: int, wide: bool, goes_on: bool
+) -> tuple[AdapterNetwork, bool]:
+    """The network, with HiRA in all blocks where asked for and possible, and whether it is."""
+    network = _network(estimator, encoder, seed, wide=False)
+    if not wide:
+        return network, False
+    try:  # what was wrong has been said, whatever the number of rows
+        return _network(estimator, encoder, seed, wide=True), True
+    except ValueError:  # not all of its linear layers are as HiRA needs them
+        if goes_on:
+            raise
+        return network, False
 
 
 def _network(
