@@ -230,7 +230,7 @@ class BaseAdapterEstimator(
                 "column, such as frame['label'], and not its name."
             )
         for name, values in (("y", y), ("sample_weight", sample_weight)):
-            if np.ma.is_masked(values):
+            if isinstance(values, np.ma.MaskedArray) and np.ma.is_masked(values):
                 raise ValueError(
                     f"{name} is a masked array of which some entries are hidden. Drop "
                     "those rows, or fill them."

@@ -205,18 +205,9 @@ _SEVERAL_LABELS = (
 
 
 def plain_types(y):
-    """Nullable whole numbers and booleans, and members of an Enum of texts, as numpy has them.
-
-    All else stays as it is.
-    """
-    dtype = getattr(y, "dtype", None)
-    if isinstance(y, list | tuple) or getattr(dtype, "kind", None) == "O":
-        if not any(isinstance(v, str) and type(v) is not str for v in y):
-            return y
-        # numpy would take what they print, cut to the length of what they are.
-        return [str.__str__(v) if isinstance(v, str) else v for v in y]
+    """Nullable whole numbers and booleans in the types of numpy; all else as it is."""
     # pandas names them so; as an array sklearn would make numbers with a point of them.
-    own = getattr(dtype, "numpy_dtype", None)
+    own = getattr(getattr(y, "dtype", None), "numpy_dtype", None)
     return y if own is None or own.kind not in "biu" else y.to_numpy(dtype=own)
 
 
@@ -228,6 +219,11 @@ def check_labels(y) -> None:
     ValueError
         Naming the first label that is missing or a list of labels, or the types.
     """
+    if getattr(getattr(y, "dtype", None), "kind", None) == "T":
+        raise ValueError(
+            "y is of numpy's StringDType, which scikit-learn does not take as labels. Use "
+            "y.tolist()."
+        )
     if isinstance(y, np.ndarray) and (y.dtype.kind != "O" or y.ndim != 1):
         return
     if not isinstance(y, np.ndarray | list | tuple) and not hasattr(y, "to_list"):
@@ -242,6 +238,11 @@ def check_labels(y) -> None:
         if _is_missing(label):
             raise ValueError(
                 f"y[{i}] is {label!r}: every row needs a label. Drop the rows without one."
+            )
+        if isinstance(label, str) and str(label) != str.__str__(label):
+            raise ValueError(
+                f"y[{i}] is {label!r}, which numpy takes for {str(label)!r}. Use the texts "
+                "themselves: of members of an Enum [label.value for label in y]."
             )
     kinds = {type(label) for label in labels}
     if any(issubclass(kind, str) for kind in kinds):

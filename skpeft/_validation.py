@@ -87,7 +87,7 @@ class WithParameters(BaseEstimator):
         Raises
         ------
         ValueError
-            If a name is not known, here or in a part; nothing is set then.
+            If a name is not known, here or in a part; the object stays as it was then.
         """
         own = self.get_params(deep=False)
         for key in params:

@@ -290,8 +290,6 @@ class AdapterClassifier(ClassifierMixin, BaseAdapterEstimator):
     def _check_y(self, y):
         if n_columns(y) > 1:
             return check_indicators(y)
-        if getattr(getattr(y, "dtype", None), "kind", None) == "T":
-            y = y.tolist()  # of numpy's own texts, which scikit-learn does not read
         check_labels(y)
         y = column_or_1d(plain_types(y), warn=True)
         if y.dtype.kind == "O" and len(y) and not isinstance(y[0], str):

@@ -159,7 +159,8 @@ class AdapterScores(TransformerMixin, BaseEstimator):
 
     def _splits(self, X, y, groups):
         """Numbers of the training and of the test rows of each fold."""
-        if not (hasattr(X, "__getitem__") or hasattr(X, "shape")):
+        is_sequence = hasattr(X, "__getitem__") or hasattr(X, "shape")
+        if isinstance(X, dict) or not is_sequence:
             raise TypeError(
                 f"X is a {type(X).__name__}; a list, array, Series or frame is expected. "
                 "Turn it into a list first."

@@ -15,7 +15,7 @@ try:
 except ImportError:  # sentence-transformers 5
     from sentence_transformers import models as modules
 
-WIDTH, N_LAYERS, MAX_LENGTH = 32, 3, 32
+WIDTH, N_LAYERS, MAX_LENGTH = 64, 3, 32
 WORDS = [
     "good",
     "bad",
@@ -63,7 +63,7 @@ def config_of(family: str) -> transformers.PretrainedConfig:
         "hidden_size": WIDTH,
         "num_hidden_layers": N_LAYERS,
         "num_attention_heads": 4,
-        "intermediate_size": 48,
+        "intermediate_size": 96,
         "initializer_range": 0.2,  # so that attention and depth matter
     }
     bert = {**common, "max_position_embeddings": MAX_LENGTH}
@@ -77,7 +77,7 @@ def config_of(family: str) -> transformers.PretrainedConfig:
         "dim": WIDTH,
         "n_layers": N_LAYERS,
         "n_heads": 4,
-        "hidden_dim": 48,
+        "hidden_dim": 96,
         "max_position_embeddings": MAX_LENGTH,
         "initializer_range": 0.2,
     }

@@ -190,7 +190,10 @@ def test_blocks_below_the_lowest_adapter_run_once_and_a_mixed_batch_is_one_pass(
     monkeypatch,
 ):
     tasks = {str(i): {"adapter": LoRA(2), "layers": 1} for i in range(4)}
-    bank = AdapterBank(fit(TinyTextEncoder(n_layers=3), tasks))
+    encoder = TinyTextEncoder(
+        n_layers=3, hidden_size=64
+    )  # whose rows go through together
+    bank = AdapterBank(fit(encoder, tasks))
     texts = ["good film", "bad book"]
     bank.predict(texts)
     calls = counted(bank, monkeypatch)

@@ -1195,18 +1195,28 @@ SIGNS = [Sign(label) for label in LABELS]
 
 
 @pytest.mark.parametrize(
-    "labels",
+    ("labels", "remedy"),
     [
-        SIGNS,
-        np.array(SIGNS, dtype=object),
-        np.array(LABELS, dtype=np.dtypes.StringDType()),
+        (SIGNS, r"\[label.value for label in y\]"),
+        (np.array(SIGNS, dtype=object), r"\[label.value for label in y\]"),
+        (np.array(LABELS, dtype=np.dtypes.StringDType()), r"y.tolist\(\)"),
     ],
     ids=["list", "objects", "StringDType"],
 )
-def test_labels_of_other_types_of_text_are_the_same_labels(labels):
+def test_labels_that_numpy_would_take_for_others_are_refused(labels, remedy):
+    with pytest.raises(ValueError, match=remedy):
+        make().fit(TEXTS, labels)
+
+
+def test_texts_that_print_as_they_are_may_be_of_any_type():
+    class Sign(enum.StrEnum):
+        PLUS = "+"
+        MINUS = "-"
+
+    labels = [Sign(label) for label in LABELS]
     clf = make().fit(TEXTS, labels)
-    assert clf.classes_.tolist() == ["+", "-"]
     assert same_model(clf, fitted())
+    assert clf.score(TEXTS, labels) == fitted().score(TEXTS, LABELS) > 0.5
 
 
 @pytest.mark.parametrize("name", ["y", "sample_weight"])

@@ -494,13 +494,29 @@ def test_what_is_kept_has_the_same_bits_in_any_company(tmp_path, n_threads):
         torch.set_num_threads(before)
 
 
+class Whitening(nn.Module):
+    """Multiplies embeddings with a matrix that is no parameter."""
+
+    def __init__(self):
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        self.register_buffer("W", torch.randn(models.WIDTH, 40, generator=generator))
+
+    def forward(self, features):
+        vector = features["sentence_embedding"] @ self.W
+        return {**features, "sentence_embedding": vector}
+
+
 @pytest.mark.parametrize("adapter", [None, "lora"])
+@pytest.mark.parametrize(
+    "projection", [lambda: models.modules.Dense(models.WIDTH, 40), Whitening]
+)
 def test_projections_behind_the_encoder_have_the_same_bits_in_any_company(
-    plain_folder, adapter
+    plain_folder, projection, adapter
 ):
     """They multiply one row an item: of a text by itself a single row."""
     model = models.with_pooling(plain_folder("bert"), normalize=False)
-    model.append(models.modules.Dense(models.WIDTH, 40))
+    model.append(projection())
     texts = random_texts([*range(14, 20)] * 4)
 
     def fitted(rows):

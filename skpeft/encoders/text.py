@@ -17,6 +17,7 @@ from skpeft._validation import HasMethods, Integral, Interval, StrOptions
 from skpeft.encoders import _hub, _registry
 from skpeft.encoders._families import FAMILIES, ROWWISE
 from skpeft.encoders.base import (
+    LEAST_HEAD_WIDTH,
     Backbone,
     Encoder,
     Item,
@@ -438,7 +439,7 @@ class TextBackbone(Backbone):
             probe=weights.probe,
             n_heads=getattr(config, "num_attention_heads", 1),
             n_calls=_n_calls(config),
-            rowwise=config.model_type in ROWWISE,
+            rowwise=_is_rowwise(config),
         )
         self._weights = weights  # keeps the registry's entry alive
         self._pair = encoder.pair
@@ -813,6 +814,13 @@ def _checked_length(asked: int | None, weights: Weights, limit: int) -> int:
             f"{limit} tokens. Give a smaller number, or None for the model's own."
         )
     return asked
+
+
+def _is_rowwise(config: Any) -> bool:
+    """Whether the bits of a token do not depend on what goes through with it."""
+    if config.model_type not in ROWWISE:
+        return False
+    return config.hidden_size // config.num_attention_heads >= LEAST_HEAD_WIDTH
 
 
 def _n_calls(config: Any) -> int | None:

@@ -11,7 +11,15 @@ from torch import Tensor, nn
 from skpeft._validation import Integral, Interval
 from skpeft.encoders import _registry
 from skpeft.encoders._tiny import ROLE_TABLE, TinyTransformer, WordEmbedding, seeded
-from skpeft.encoders.base import Backbone, Encoder, Item, digest, pad, warn_cut
+from skpeft.encoders.base import (
+    LEAST_HEAD_WIDTH,
+    Backbone,
+    Encoder,
+    Item,
+    digest,
+    pad,
+    warn_cut,
+)
 
 _N_BUCKETS = 2048
 N_HEADS = 4
@@ -81,19 +89,23 @@ class TinyTextEncoder(Encoder):
 
         module = seeded(build, self.seed)
         fingerprint = digest(module, self.max_length)
-        return TinyTextBackbone(module.to(device, dtype), self.max_length, fingerprint)
+        module = module.to(device, dtype)
+        return TinyTextBackbone(module, self.max_length, self.hidden_size, fingerprint)
 
 
 class TinyTextBackbone(Backbone):
     """Hashes words; frozen transformer."""
 
-    def __init__(self, module: nn.Module, max_length: int, fingerprint: str) -> None:
+    def __init__(
+        self, module: nn.Module, max_length: int, width: int, fingerprint: str
+    ) -> None:
         super().__init__(
             module,
             fingerprint=fingerprint,
             role_table=ROLE_TABLE,
             family="tiny",
             n_heads=N_HEADS,
+            rowwise=width // N_HEADS >= LEAST_HEAD_WIDTH,
         )
         self.max_length = max_length
 

@@ -138,11 +138,12 @@ def test_frozen_adapter_needs_weights(kind):
     assert (spec.frozen, spec.weights) == (True, "folder")
 
 
-def test_input_role_of_ia3_is_one_that_is_adapted():
-    with pytest.raises(ValueError, match=r"'ffn_inn' is none of roles=\('key'"):
+def test_input_role_of_ia3_is_one_that_there_is():
+    with pytest.raises(ValueError, match=r"input_roles.*Did you mean 'ffn_in'"):
         IA3(input_roles=("ffn_inn",)).validate()
-    IA3(roles=("key",)).validate()  # the default input role may be left out
-    IA3(roles=("key", "query"), input_roles=("query",)).validate()
+    IA3(roles=("key",), input_roles=("value",)).validate()  # which changes nothing
+    IA3(roles=("own",), input_roles=("own",)).validate()
+    IA3(roles=np.array(["key"]), input_roles=np.array(["key"])).validate()
 
 
 def test_member_of_a_list_does_not_start_from_weights():

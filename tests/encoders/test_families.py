@@ -38,9 +38,9 @@ def blocks_of(backbone):
 def backbone(request, plain_folder):
     """Loaded backbone with 3 blocks."""
     if request.param == "tiny":
-        return load(TinyTextEncoder(n_layers=3))
+        return load(TinyTextEncoder(n_layers=3, hidden_size=models.WIDTH))
     if request.param == "array":
-        return load(ArrayEncoder(n_layers=3), 2)
+        return load(ArrayEncoder(n_layers=3, hidden_size=models.WIDTH), 2)
     return load(TextEncoder(str(plain_folder(request.param))))
 
 
@@ -199,7 +199,7 @@ def test_role_table_given_makes_an_unknown_family_work(plain_folder):
     adapter = LoRA(2, roles=ROLES)
     clf = AdapterClassifier(encoder, adapter=adapter, layers=None, random_state=0)
     clf.fit(models.TEXTS, LABELS)
-    assert clf.n_trainable_params_ == 3 * 2 * (4 * 64 + 2 * 80)
+    assert clf.n_trainable_params_ == 3 * 2 * (4 * 128 + 2 * 160)
     module = clf._network.live.module
     layer = module.get_submodule("transformer.encoder.layer.2.attention.self.value")
     assert isinstance(layer, LoRALinear)

@@ -172,6 +172,17 @@ def test_folder_that_holds_no_encoder_is_refused(tmp_path, saved):
         AdapterClassifier(str(tmp_path)).fit(["a", "b"], [0, 1])
 
 
+def test_folder_of_an_adapter_with_its_encoder_is_one(plain_folder, tmp_path):
+    """As sentence-transformers reads it: the configuration names the encoder."""
+    _hub.check_holds_encoder(plain_folder("bert"))
+    (tmp_path / "adapter_config.json").write_text("{}")
+    _hub.check_holds_encoder(tmp_path)
+
+
+def test_name_of_nobodys_home_is_a_name():
+    assert _hub.absolute("~nobody-of-this-name/x") == "~nobody-of-this-name/x"
+
+
 def test_threads_that_load_leave_the_loggers_as_they_were():
     from transformers.utils import logging
 
