@@ -461,13 +461,17 @@ def random_texts(lengths, seed=0):
     return [" ".join(words.choice(models.WORDS[:20], length)) for length in lengths]
 
 
+@pytest.mark.parametrize("n_heads", [2, 8])
 @pytest.mark.parametrize("n_threads", [1, 2, 16, 64])
-def test_what_is_kept_has_the_same_bits_in_any_company(tmp_path, n_threads):
-    """On many threads short products have pieces of few rows, with bits of their own."""
+def test_what_is_kept_has_the_same_bits_in_any_company(tmp_path, n_threads, n_heads):
+    """On many threads short products have pieces of few rows, with bits of their own.
+
+    So have, on several, attention heads of 8 numbers.
+    """
     config = transformers.BertConfig(
         vocab_size=len(models.vocabulary("bert")),
         hidden_size=64,
-        num_attention_heads=2,
+        num_attention_heads=n_heads,
         num_hidden_layers=2,
         intermediate_size=96,
         max_position_embeddings=64,
