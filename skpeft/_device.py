@@ -1,8 +1,15 @@
 """The device and the number types that a network computes with."""
 
+import threading
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
+
+_LOCK = threading.Lock()
+# Who is inside of `any_shape`, and what torch was set to before the first of them came.
+_INSIDE: list[bool] = []
 
 
 def resolve_device(device: str) -> torch.device:
@@ -56,6 +63,31 @@ def moved(
     if device.type != "cuda" or tensor.is_cuda:
         return tensor.to(device, dtype)
     return tensor.to(dtype).pin_memory().to(device, non_blocking=True)
+
+
+@contextmanager
+def any_shape(device: torch.device) -> Iterator[None]:
+    """Inside, attention on a GPU does not mind that every batch has another shape.
+
+    For each shape cuDNN makes a plan first, which takes as long as a whole training step;
+    torch's other kernels make none. The setting is torch's own, for all threads, and goes
+    back when the last leaves.
+    """
+    if device.type != "cuda":
+        yield
+        return
+    with _LOCK:
+        _INSIDE.append(
+            _INSIDE[0] if _INSIDE else torch.backends.cuda.cudnn_sdp_enabled()
+        )
+        torch.backends.cuda.enable_cudnn_sdp(False)
+    try:
+        yield
+    finally:
+        with _LOCK:
+            former = _INSIDE.pop()
+            if not _INSIDE:
+                torch.backends.cuda.enable_cudnn_sdp(former)
 
 
 def warn_slow(device: torch.device, products: torch.dtype | None) -> None:

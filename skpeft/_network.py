@@ -6,6 +6,7 @@ import threading
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,7 +19,14 @@ import skpeft
 from skpeft import _prefix
 from skpeft._cache import STATES, WEIGHTS
 from skpeft._data import length_batches
-from skpeft._device import moved, resolve_device, resolve_precision, warn_slow
+from skpeft._device import (
+    any_shape,
+    moved,
+    resolve_device,
+    resolve_precision,
+    warn_slow,
+)
+from skpeft._replays import Replays
 from skpeft._sites import (
     Layers,
     attach,
@@ -44,6 +52,10 @@ _GROUPS_ELSEWHERE = (16384, 16384)
 # kept but computed again: long texts would fill the memory. At 8192 tokens it is 1 GB with
 # the default encoder and adapters.
 TOKENS_KEPT = 8192
+# Of more that is trained no passes are recorded on a GPU: each recording holds gradients.
+_MOST_TRAINED = 4_000_000
+# On a GPU batches are filled up to a multiple of so many rows, so that shapes come again.
+_ROWS_IN_STEP = 8
 # Of how many windows features are asked for at once: many small tensors scatter the memory.
 _WINDOWS_AT_ONCE = 1024
 # A row of a matrix product may have other bits than in a larger one where there are fewer rows
@@ -113,6 +125,7 @@ class AdapterNetwork:
         self.seed = seed
         self._lock = threading.Lock()
         self._halves: _prefix.Halves | None = None
+        self._replays: Replays | None = None
         self.resumes: bool | None = None
         self._stored: dict[str, np.ndarray] | None = None
         self._live: Live | None = None
@@ -277,6 +290,24 @@ class AdapterNetwork:
                 part.generator = earlier
 
     @contextmanager
+    def replaying(self) -> Iterator[None]:
+        """Inside, on a GPU, passes with gradients are replayed where a shape comes again."""
+        live, trained = self.live, list(self.trainable().values())
+        able = (
+            live.device.type == "cuda"
+            and sum(t.numel() for t in trained) <= _MOST_TRAINED
+            and not any(part.p for part in live.dropouts)  # with a generator of its own
+            and not any(
+                part.takes_weight(True) for part in live.reweighted
+            )  # made outside
+        )
+        self._replays = Replays(trained, self._rounding) if able else None
+        try:
+            yield
+        finally:
+            self._replays = None
+
+    @contextmanager
     def ready(self) -> Iterator[None]:
         """Inside, weights that layers compute from what is trained are computed once."""
         training = torch.is_grad_enabled()
@@ -370,9 +401,8 @@ class AdapterNetwork:
             return None
         path = join_paths(live.backbone.root, live.backbone.role_table["blocks"])
         batches = self._collate(some), self._collate(some[-1:])
-        rounding = 1e-4 if live.autocast is None else 3e-2
-        with autocast_to(live):
-            return _prefix.halve(module, path, lowest, *batches, rounding)
+        with computing(live):
+            return _prefix.halve(module, path, lowest, *batches, self._rounding)
 
     def start_features(self, items: Sequence[Item]) -> np.ndarray:
         """Features of shape (n_items, dim) before training, without gradients.
@@ -458,7 +488,7 @@ class AdapterNetwork:
                 least = -(-least_tokens() // n_rows)
                 filled = [*some, *some[:1] * (least - len(some))]
                 batch = self._collate([wanted[key] for key in filled])
-                with autocast_to(self.live):
+                with computing(self.live):
                     states = compute(batch)
                 for key, state in zip(some, states, strict=False):
                     # Not views, which would keep the whole batch.
@@ -502,8 +532,12 @@ class AdapterNetwork:
         run: Callable = (
             self._resume if self._is_to_resume(items, lengths) else self._run
         )
-        lean = torch.is_grad_enabled() and sum(lengths) > TOKENS_KEPT
-        run = self._lean(run) if lean else run
+        training = torch.is_grad_enabled()
+        lean = training and sum(lengths) > TOKENS_KEPT
+        if lean:
+            run = self._lean(run)
+        elif training and self._replays is not None and len(groups) == 1:
+            run = partial(self._replay, run, self._replays)
         with nullcontext() if lean else self.ready():
             features = torch.cat([run([items[i] for i in rows]) for rows in groups])
         order = torch.from_numpy(np.argsort(np.concatenate(groups)))
@@ -529,6 +563,11 @@ class AdapterNetwork:
         return length_batches(lengths, *sizes)
 
     @property
+    def _rounding(self) -> float:
+        """Largest difference of two ways to compute the same that is taken for rounding."""
+        return 1e-4 if self.live.autocast is None else 3e-2
+
+    @property
     def _weight_dtype(self) -> torch.dtype:
         return resolve_precision(self.precision, self.live.device)[0]
 
@@ -540,17 +579,41 @@ class AdapterNetwork:
             for name, tensor in self.live.backbone.collate(items).items()
         }
 
-    def _run(self, items: Sequence[Item]) -> Tensor:
+    def _run(self, items: Sequence[Item], replays: Replays | None = None) -> Tensor:
         """Features of one group of items, through all blocks."""
-        with autocast_to(self.live):
-            return self.live.module(self._collate(items))
+        module = self.live.module
+        return self._pass(lambda batch, _: module(batch), items, replays)
 
-    def _resume(self, items: Sequence[Item]) -> Tensor:
+    def _resume(self, items: Sequence[Item], replays: Replays | None = None) -> Tensor:
         """Features of one group of items from their hidden states."""
-        assert self._halves is not None
-        states = self.kept(self._halves.place, items, self._halves.states)
-        with autocast_to(self.live):
-            return self._halves.resume(self._collate(items), states)
+        halves = self._halves
+        assert halves is not None
+        states = self.kept(halves.place, items, halves.states)
+        return self._pass(halves.go_on, items, replays, states)
+
+    def _pass(
+        self,
+        run: Callable[[dict[str, Tensor], list[Tensor]], Tensor],
+        items: Sequence[Item],
+        replays: Replays | None,
+        states: Sequence[list[Tensor]] = (),
+    ) -> Tensor:
+        """What a module gives for a batch of items and their hidden states."""
+        batch = self._collate(items)
+        names, hidden = list(batch), _prefix.gathered(batch, states)
+
+        def compute(tensors: Sequence[Tensor]) -> Tensor:
+            parts = dict(zip(names, tensors, strict=False))
+            with computing(self.live):
+                return run(parts, list(tensors[len(names) :]))
+
+        tensors = [*batch.values(), *hidden]
+        return replays.run(compute, tensors) if replays else compute(tensors)
+
+    def _replay(self, run: Callable, replays: Replays, items: Sequence[Item]) -> Tensor:
+        """Features of one group of items, of a shape that comes again."""
+        more = -len(items) % _ROWS_IN_STEP
+        return run([*items, *[items[0]] * more], replays)[: len(items)]
 
     def _lean(
         self, run: Callable[[Sequence[Item]], Tensor]
@@ -612,14 +675,15 @@ class AdapterNetwork:
     def _state(self) -> dict[str, Any]:
         """What describes the network, and copies of its trained tensors."""
         state = self.__dict__.copy()
-        for name in ("_lock", "_live", "_halves"):
+        for name in ("_lock", "_live", "_halves", "_replays"):
             del state[name]
         return {**state, "_stored": self.state()}
 
     def _take(self, state: dict[str, Any]) -> None:
         """Become the network of a state; the encoder is found at first use."""
         self.resumes = None
-        self.__dict__.update(state, _lock=threading.Lock(), _live=None, _halves=None)
+        self.__dict__.update(state, _lock=threading.Lock(), _live=None)
+        self._halves = self._replays = None
 
 
 def _weights_of(module: nn.Module) -> tuple[str, int]:
@@ -682,12 +746,15 @@ def drawing(generator: torch.Generator, state: Tensor) -> Iterator[None]:
         generator.set_state(former)
 
 
-def autocast_to(live: Live) -> AbstractContextManager:
-    """Context in which matrix products run in the reduced type, where one is asked for."""
+@contextmanager
+def computing(live: Live) -> Iterator[None]:
+    """Inside, an encoder runs: its products in the reduced type, where one is asked for."""
     # Without its cache: inside `own_context` that would keep weights as they were cast first.
-    return torch.autocast(
+    autocast = torch.autocast(
         live.device.type,
         live.autocast,
         enabled=live.autocast is not None,
         cache_enabled=False,
     )
+    with autocast, any_shape(live.device):
+        yield

@@ -132,13 +132,22 @@ class Halves(NamedTuple):
         self, batch: dict[str, Tensor], states: Sequence[list[Tensor]]
     ) -> Tensor:
         """Features of a batch from the hidden states of its items."""
-        sequences = list(zip(*states, strict=True))
-        masks = _masks(batch, len(sequences))
-        self.flow.waiting[:] = [
-            torch.stack(rows) if mask is None else _padded(rows, mask)
-            for rows, mask in zip(sequences, masks, strict=True)
-        ]
+        return self.go_on(batch, gathered(batch, states))
+
+    def go_on(self, batch: dict[str, Tensor], hidden: Sequence[Tensor]) -> Tensor:
+        """Features of a batch from its hidden states."""
+        self.flow.waiting[:] = hidden
         return self.upper(batch)
+
+
+def gathered(batch: dict[str, Tensor], states: Sequence[list[Tensor]]) -> list[Tensor]:
+    """Hidden states (batch, seq, dim) of a batch from those of its items."""
+    sequences = list(zip(*states, strict=True))
+    masks = _masks(batch, len(sequences))
+    return [
+        torch.stack(rows) if mask is None else _padded(rows, mask)
+        for rows, mask in zip(sequences, masks, strict=True)
+    ]
 
 
 def halve(

@@ -12,7 +12,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from skpeft import _prefix
 from skpeft._device import moved, resolve_precision
-from skpeft._network import AdapterNetwork, autocast_to
+from skpeft._network import AdapterNetwork, computing
 from skpeft.adapters.base import AdaptedLayer, unrounded, unwrapped
 from skpeft.adapters.lora import LoRALinear
 from skpeft.encoders.base import Item
@@ -339,7 +339,7 @@ class SharedPass:
                 self.route.lead(owners[chunk])
                 owner = self.networks[owners[chunk[0]]]
                 ready = owner.ready() if merge else nullcontext()
-                with ready, autocast_to(first.live):
+                with ready, computing(first.live):
                     if known is None or part.halves is None:
                         features = part.module(batch)
                     else:

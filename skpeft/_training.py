@@ -202,6 +202,7 @@ def train(
             network.own_context(),
             progress(settings) as bar,
             network.dropout(generator),
+            network.replaying(),
         ):
             for loss in epochs(
                 network, linear, rows, objective, settings, random_state

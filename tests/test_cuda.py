@@ -3,7 +3,9 @@
 On a CPU the whole module is one skip.
 """
 
+import copy
 import gc
+import itertools
 import os
 import subprocess
 import sys
@@ -17,10 +19,17 @@ from sklearn.base import clone
 from sklearn.model_selection import GridSearchCV
 
 import skpeft
-from skpeft import AdapterBank, AdapterClassifier, AdapterClassifierCV, AdapterRegressor
+from skpeft import (
+    AdapterBank,
+    AdapterClassifier,
+    AdapterClassifierCV,
+    AdapterRegressor,
+    _replays,
+)
 from skpeft._training import Linear, Rows, mean_objective, update
 from skpeft.adapters import LoRA
-from skpeft.encoders import ArrayEncoder, TextEncoder
+from skpeft.encoders import ArrayEncoder, TextEncoder, TinyTextEncoder
+from skpeft.encoders.base import Seal
 from skpeft.objectives import OBJECTIVES
 from tests import models
 from tests.adapters.test_all_adapters import METHODS
@@ -321,3 +330,144 @@ def test_search_together_finds_what_it_finds_one_by_one(plain_folder, eliminate)
         np.testing.assert_array_equal(*scores)
     assert together.best_params_ == apart.best_params_
     assert gap(together.transform(X), apart.transform(X)) <= 1e-5
+
+
+@pytest.fixture
+def recordings(monkeypatch):
+    """Shapes whose passes were recorded in fits of this test."""
+    found, record = [], _replays.Replays._record
+
+    def noted(self, key, *what):
+        record(self, key, *what)
+        found.append((self.able, key))
+
+    monkeypatch.setattr(_replays.Replays, "_record", noted)
+    return found
+
+
+def stepped(encoder, samples, **parameters):
+    """Features of a fit of enough small steps for shapes to come again."""
+    own = {"layers": None, "max_epochs": 5, "batch_size": 8, "shrinkage": 0.0}
+    own |= {"device": "cuda", "random_state": 0, "objective": "cross_entropy"}
+    clf = AdapterClassifier(encoder, **own | parameters)
+    return clf.fit(samples, Y).transform(samples)
+
+
+@pytest.mark.parametrize("layers", [None, 1], ids=str)
+@pytest.mark.parametrize("precision", ROUNDING)
+def test_replayed_steps_train_the_same_model(
+    case, precision, layers, recordings, monkeypatch
+):
+    encoder, samples = case
+    own = {"precision": precision, "layers": layers}
+    replayed = stepped(encoder, samples, **own)
+    assert recordings
+    assert all(able for able, _ in recordings) or "deberta" in str(encoder)
+    monkeypatch.setattr("skpeft._network._MOST_TRAINED", -1)
+    n_recordings = len(recordings)
+    assert gap(replayed, stepped(encoder, samples, **own)) <= ROUNDING[precision]
+    assert len(recordings) == n_recordings
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_replayed_steps_of_every_method_train_the_same(
+    plain_folder, method, monkeypatch
+):
+    encoder = str(plain_folder("bert"))
+    own = {"adapter": METHODS[method], "precision": "float64"}
+    replayed = stepped(encoder, X, **own)
+    monkeypatch.setattr("skpeft._network._MOST_TRAINED", -1)
+    assert gap(replayed, stepped(encoder, X, **own)) <= ROUNDING["float64"]
+
+
+class Inner(torch.nn.Module):
+    """A module, and what its Python code does besides at each pass."""
+
+    def __init__(self, inner, besides):
+        super().__init__()
+        self.inner, self.besides = inner, besides
+
+    def forward(self, batch):
+        return self.besides(self.inner(batch))
+
+
+def asks(features):
+    """Ask the GPU for a number, which no recording can."""
+    return features if float(features.detach().sum()) < 1e9 else -features
+
+
+PASSES = itertools.count()
+
+
+def counts(features):
+    """Give something else at each pass, of which a recording knows one."""
+    return features * (1.0 + 0.01 * (next(PASSES) % 7))
+
+
+class Besides(TinyTextEncoder):
+    """Tiny encoder with other Python code around its module."""
+
+    def __init__(self, besides=asks):
+        super().__init__()
+        self.besides = besides
+
+    def load(self, **place):
+        backbone = super().load(**place)
+        other = copy.copy(backbone)
+        other.module = Inner(backbone.module, self.besides).eval()
+        other.root = "inner"
+        other._seal = Seal(other.module)
+        return other
+
+
+@pytest.mark.parametrize("besides", [asks, counts])
+def test_passes_that_cannot_be_replayed_are_not(besides, recordings):
+    features = stepped(Besides(besides), X, precision="float32")
+    assert recordings
+    assert not any(able for able, _ in recordings)
+    assert len(recordings) == 1
+    if besides is asks:
+        plain = stepped("tiny", X, precision="float32")
+        assert gap(features, plain) <= ROUNDING["float32"]
+    assert any(able for able, _ in recordings) == (besides is asks)
+
+
+def test_a_fit_beside_predictions_in_other_threads_is_the_same(
+    plain_folder, recordings
+):
+    folder = str(plain_folder("bert"))
+    expected = stepped(folder, X, precision="float32")
+    other = fitted(folder, random_state=1, precision="float32")
+    known, failed, over = other.transform(X), [], threading.Event()
+
+    def predict():
+        while not over.is_set():
+            try:
+                failed.extend([gap(other.transform(X), known)] if not failed else [])
+                failed[:] = [g for g in failed if g > 1e-4]
+            except Exception as error:
+                failed.append(error)
+                return
+
+    threads = [threading.Thread(target=predict) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    try:
+        found = stepped(folder, X, precision="float32")
+    finally:
+        over.set()
+        for thread in threads:
+            thread.join()
+    assert not failed
+    assert all(able for able, _ in recordings)
+    assert gap(found, expected) <= ROUNDING["float32"]
+
+
+@pytest.mark.parametrize("former", [True, False])
+def test_setting_of_attention_is_as_it_was(former, monkeypatch):
+    monkeypatch.setattr(torch.backends.cuda, "cudnn_sdp_enabled", lambda: former)
+    set_to = []
+    monkeypatch.setattr(torch.backends.cuda, "enable_cudnn_sdp", set_to.append)
+    fitted("tiny").predict(X)
+    assert set_to[-1] is former
+    assert False in set_to

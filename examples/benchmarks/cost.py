@@ -47,7 +47,7 @@ from sklearn.model_selection import GridSearchCV, check_cv
 import skpeft
 from skpeft import AdapterClassifier, AdapterClassifierCV
 from skpeft._cache import STATES
-from skpeft._network import autocast_to
+from skpeft._network import computing
 
 
 def rows_of(args, n, name="trec6"):
@@ -228,7 +228,7 @@ def one(args):
     frozen = network.live.backbone
 
     def bare(X):
-        with torch.no_grad(), autocast_to(network.live):
+        with torch.no_grad(), computing(network.live):
             batch = frozen.collate(frozen.prepare(X))
             batch = {name: t.to(network.live.device) for name, t in batch.items()}
             frozen.module(batch).cpu()

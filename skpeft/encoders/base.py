@@ -338,7 +338,10 @@ def digest(module: nn.Module, *details: object) -> str:
 
 
 def pad(
-    rows: Sequence[np.ndarray], value: int = 0, side: str = "right"
+    rows: Sequence[np.ndarray],
+    value: int = 0,
+    side: str = "right",
+    length: int = 0,
 ) -> tuple[Tensor, Tensor]:
     """Stack rows of ids, filled up to the longest.
 
@@ -350,13 +353,15 @@ def pad(
         What fills up.
     side : {"right", "left"}, default="right"
         Which end is filled up.
+    length : int, default=0
+        Ids of a row at least.
 
     Returns
     -------
     ids, mask : Tensor of shape (batch, seq)
         Both int64; the mask is 1 at real tokens.
     """
-    longest = max(len(row) for row in rows)
+    longest = max(length, *(len(row) for row in rows))
     ids = np.full((len(rows), longest), value, dtype=np.int64)
     mask = np.zeros((len(rows), longest), dtype=np.int64)
     for i, row in enumerate(rows):

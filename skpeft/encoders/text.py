@@ -46,6 +46,8 @@ _PROBES = (
 _TEXTS_AT_ONCE = 64
 # Share of texts of which the model may know half of the tokens or less without a warning.
 _FEW_LOST = 0.1
+# On a GPU batches are padded to a multiple of so many tokens, so that shapes come again.
+_TOKENS_IN_STEP = 16
 # Before the names of what belongs to the second text of a pair.
 _SECOND = "second_"
 
@@ -445,6 +447,8 @@ class TextBackbone(Backbone):
         self._pair = encoder.pair
         self._prompt = weights.prompt if encoder.prompt is None else encoder.prompt
         self._limit = _length_limit(weights)
+        on_gpu = next(whole.parameters()).device.type == "cuda"
+        self._step = _TOKENS_IN_STEP if on_gpu else 1
         self._max_length = _checked_length(encoder.max_length, weights, self._limit)
         if self._prompt:
             ids = self._tokenize([self._prompt])["input_ids"][0]
@@ -672,14 +676,17 @@ class TextBackbone(Backbone):
         return compare(embeddings[::2], embeddings[1::2])
 
     def collate(self, items: Sequence[Item]) -> dict[str, Tensor]:
-        """Pad to the longest of the batch."""
+        """Pad to the longest of the batch, on a GPU to a number of tokens that comes again."""
         tokenizer = self._weights.tokenizer
         side = tokenizer.padding_side
         batch = {}
         for name in items[0]:
             is_id = name.endswith("input_ids")
             fill = (tokenizer.pad_token_id or 0) if is_id else 0
-            batch[name], mask = pad([item[name] for item in items], fill, side)
+            rows = [item[name] for item in items]
+            longest = max(map(len, rows))
+            length = max(longest, min(longest + -longest % self._step, self._limit))
+            batch[name], mask = pad(rows, fill, side, length)
             if is_id:
                 batch[name.replace("input_ids", "attention_mask")] = mask
         return batch

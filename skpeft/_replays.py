@@ -1,0 +1,178 @@
+"""Kernels of a training step on a GPU, recorded once for each shape and replayed.
+
+Starting kernels one by one takes a GPU's host longer than a small encoder takes the GPU.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+# Passes of a shape before it is recorded: recording takes about as long as three.
+_PASSES_BEFORE = 2
+# Shapes that are recorded at most: each holds what goes in, what comes out, and gradients.
+_MAX_RECORDINGS = 32
+
+#: Maps tensors to features, with gradients for what is trained.
+Pass = Callable[[Sequence[Tensor]], Tensor]
+
+
+class Recording:
+    """The kernels of one pass, forward and back, for tensors of the shapes of its inputs.
+
+    Parameters
+    ----------
+    run : callable
+        The pass.
+    inputs : sequence of Tensor
+        What goes in; none has gradients.
+    trained : sequence of Parameter
+        What gets gradients.
+    pool : tuple of int
+        Memory that recordings share, which is safe as no two are on their way at once.
+    """
+
+    def __init__(
+        self,
+        run: Pass,
+        inputs: Sequence[Tensor],
+        trained: Sequence[nn.Parameter],
+        pool: Any,
+    ) -> None:
+        self.inputs = [tensor.clone() for tensor in inputs]
+        self.forward_graph, self.backward_graph = (
+            torch.cuda.CUDAGraph() for _ in range(2)
+        )
+        # Other threads may use the GPU meanwhile.
+        how = {"pool": pool, "capture_error_mode": "thread_local"}
+        with torch.cuda.graph(self.forward_graph, **how):
+            features = run(self.inputs)
+        self.incoming = torch.zeros_like(features)
+        with torch.cuda.graph(self.backward_graph, **how):
+            self.gradients = torch.autograd.grad(
+                features, trained, self.incoming, allow_unused=True
+            )
+        self.features = features.detach()
+
+    def forward(self, inputs: Sequence[Tensor]) -> Tensor:
+        """Features of inputs, to be used before the next pass."""
+        for own, tensor in zip(self.inputs, inputs, strict=True):
+            own.copy_(tensor)
+        self.forward_graph.replay()
+        return self.features
+
+    def backward(self, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients of what is trained, from those of the features just given."""
+        self.incoming.copy_(gradient)
+        self.backward_graph.replay()
+        return self.gradients
+
+
+class Replayed(torch.autograd.Function):
+    """A recorded pass as one operation."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, recording: Recording, inputs: Sequence[Tensor], *trained: Tensor
+    ) -> Tensor:
+        """Features of inputs."""
+        ctx.recording = recording
+        return recording.forward(inputs).detach()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> Any:
+        """Gradients of what is trained."""
+        own = ctx.recording.backward(gradient)
+        # Others than the recording's, which autograd would copy before it keeps them.
+        return (None, None, *(t if t is None else t.detach() for t in own))
+
+
+class Replays:
+    """Passes of one fit, each as it is or, of a shape seen before, from its recording.
+
+    Where recording fails, or a recording gives something else than the pass it is of, none
+    is used any more.
+
+    Parameters
+    ----------
+    trained : sequence of Parameter
+        What gets gradients.
+    tolerance : float
+        Largest difference that is taken for rounding, relative to the length of the vector
+        of features or gradients.
+    """
+
+    def __init__(self, trained: Sequence[nn.Parameter], tolerance: float) -> None:
+        self.trained = list(trained)
+        self.tolerance = tolerance
+        self.able = True
+        self._seen: Counter = Counter()
+        self._recordings: dict[tuple, Recording] = {}
+        self._pool = torch.cuda.graph_pool_handle()
+
+    def run(self, run: Pass, inputs: Sequence[Tensor]) -> Tensor:
+        """Features that a pass gives for inputs, with gradients for what is trained."""
+        key = tuple((tensor.shape, tensor.dtype) for tensor in inputs)
+        self._seen[key] += 1
+        if self._is_to_record(key):
+            self._record(key, run, inputs)
+        if key not in self._recordings:
+            return run(inputs)
+        return Replayed.apply(self._recordings[key], inputs, *self.trained)
+
+    def _is_to_record(self, key: tuple) -> bool:
+        return (
+            self.able
+            and key not in self._recordings
+            and self._seen[key] > _PASSES_BEFORE
+            and len(self._recordings) < _MAX_RECORDINGS
+        )
+
+    def _record(self, key: tuple, run: Pass, inputs: Sequence[Tensor]) -> None:
+        try:
+            with torch.cuda.device(inputs[0].device):
+                recording = Recording(run, inputs, self.trained, self._pool)
+                self.able = self._is_right(recording, run, inputs)
+        except (
+            Exception
+        ):  # of a model's code that asks the GPU for numbers, or of memory
+            self.able = False
+        if self.able:
+            self._recordings[key] = recording
+        else:
+            self._recordings.clear()
+
+    def _is_right(
+        self, recording: Recording, run: Pass, inputs: Sequence[Tensor]
+    ) -> bool:
+        """Whether features and gradients come out as without a recording."""
+        expected = run(inputs)
+        gradients = torch.autograd.grad(
+            expected, self.trained, expected.detach(), allow_unused=True
+        )
+        found = recording.forward(inputs)
+        # Of gradients all together: one by one some are nothing but rounding.
+        return self._is_close([found], [expected.detach()]) and self._is_close(
+            recording.backward(found), gradients
+        )
+
+    def _is_close(
+        self, found: Sequence[Tensor | None], expected: Sequence[Tensor | None]
+    ) -> bool:
+        if [t is None for t in found] != [t is None for t in expected]:
+            return False
+        known = [t for t in expected if t is not None]
+        gaps = [
+            a - b
+            for a, b in zip(found, expected, strict=True)
+            if a is not None and b is not None
+        ]
+        return bool(_norm(gaps) <= self.tolerance * _norm(known))
+
+
+def _norm(tensors: Iterable[Tensor]) -> Tensor:
+    """Length of all numbers of tensors as one vector."""
+    return torch.stack([tensor.norm() for tensor in tensors]).norm()
