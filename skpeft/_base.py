@@ -46,8 +46,6 @@ class BaseAdapterEstimator(
     _task: ClassVar[str]
     # Whether an interrupt of the training ends it, and fit goes on with what there is.
     _keeps_interrupted = True
-    # How gradients come about where not by this fit alone.
-    _learn = None
     _shared_parameters = ("encoder", "callback")
     _parameter_constraints: ClassVar[dict] = {
         "encoder": "no_validation",  # `resolve_encoder` says more

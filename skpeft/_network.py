@@ -295,7 +295,7 @@ class AdapterNetwork:
         live, trained = self.live, list(self.trainable().values())
         able = (
             live.device.type == "cuda"
-            and sum(t.numel() for t in trained) <= _MOST_TRAINED
+            and 0 < sum(t.numel() for t in trained) <= _MOST_TRAINED
             and not any(part.p for part in live.dropouts)  # with a generator of its own
             and not any(
                 part.takes_weight(True) for part in live.reweighted
@@ -529,15 +529,14 @@ class AdapterNetwork:
         """
         lengths = self.lengths(items)
         groups = list(self.groups(lengths))
-        run: Callable = (
-            self._resume if self._is_to_resume(items, lengths) else self._run
-        )
+        resumes = self._is_to_resume(items, lengths)
+        run: Callable = partial(self._run, resumes=resumes)
         training = torch.is_grad_enabled()
         lean = training and sum(lengths) > TOKENS_KEPT
         if lean:
             run = self._lean(run)
         elif training and self._replays is not None and len(groups) == 1:
-            run = partial(self._replay, run, self._replays)
+            run = partial(run, replays=self._replays)
         with nullcontext() if lean else self.ready():
             features = torch.cat([run([items[i] for i in rows]) for rows in groups])
         order = torch.from_numpy(np.argsort(np.concatenate(groups)))
@@ -579,41 +578,34 @@ class AdapterNetwork:
             for name, tensor in self.live.backbone.collate(items).items()
         }
 
-    def _run(self, items: Sequence[Item], replays: Replays | None = None) -> Tensor:
-        """Features of one group of items, through all blocks."""
-        module = self.live.module
-        return self._pass(lambda batch, _: module(batch), items, replays)
-
-    def _resume(self, items: Sequence[Item], replays: Replays | None = None) -> Tensor:
-        """Features of one group of items from their hidden states."""
-        halves = self._halves
-        assert halves is not None
-        states = self.kept(halves.place, items, halves.states)
-        return self._pass(halves.go_on, items, replays, states)
-
-    def _pass(
+    def _run(
         self,
-        run: Callable[[dict[str, Tensor], list[Tensor]], Tensor],
         items: Sequence[Item],
-        replays: Replays | None,
-        states: Sequence[list[Tensor]] = (),
+        *,
+        resumes: bool,
+        replays: Replays | None = None,
     ) -> Tensor:
-        """What a module gives for a batch of items and their hidden states."""
-        batch = self._collate(items)
-        names, hidden = list(batch), _prefix.gathered(batch, states)
+        """Features of one group of items, through all blocks or from their hidden states."""
+        n_items, halves = len(items), self._halves if resumes else None
+        if replays is not None:
+            items = [*items, *[items[0]] * (-n_items % _ROWS_IN_STEP)]
+        batch, hidden = self._collate(items), []
+        names = list(batch)
+        if halves is not None:
+            states = self.kept(halves.place, items, halves.states)
+            hidden = _prefix.gathered(batch, states)
 
         def compute(tensors: Sequence[Tensor]) -> Tensor:
             parts = dict(zip(names, tensors, strict=False))
             with computing(self.live):
-                return run(parts, list(tensors[len(names) :]))
+                if halves is None:
+                    return self.live.module(parts)
+                return halves.go_on(parts, tensors[len(names) :])
 
         tensors = [*batch.values(), *hidden]
-        return replays.run(compute, tensors) if replays else compute(tensors)
-
-    def _replay(self, run: Callable, replays: Replays, items: Sequence[Item]) -> Tensor:
-        """Features of one group of items, of a shape that comes again."""
-        more = -len(items) % _ROWS_IN_STEP
-        return run([*items, *[items[0]] * more], replays)[: len(items)]
+        if replays is None:
+            return compute(tensors)
+        return replays.run(compute, tensors)[:n_items]
 
     def _lean(
         self, run: Callable[[Sequence[Item]], Tensor]

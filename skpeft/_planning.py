@@ -17,7 +17,6 @@ from skpeft._training import (
     Rows,
     Settings,
     default_batch_size,
-    learn,
     rows_to_start,
 )
 from skpeft.adapters import HiRA, resolve_adapter
@@ -320,7 +319,6 @@ def _settings(
         tol=estimator.tol,
         verbose=estimator.verbose,
         callback=estimator.callback,
-        learn=estimator._learn or learn,
     )
 
 

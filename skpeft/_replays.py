@@ -115,33 +115,32 @@ class Replays:
 
     def run(self, run: Pass, inputs: Sequence[Tensor]) -> Tensor:
         """Features that a pass gives for inputs, with gradients for what is trained."""
-        key = tuple((tensor.shape, tensor.dtype) for tensor in inputs)
-        self._seen[key] += 1
-        if self._is_to_record(key):
-            self._record(key, run, inputs)
-        if key not in self._recordings:
+        shape = tuple((tensor.shape, tensor.dtype) for tensor in inputs)
+        self._seen[shape] += 1
+        if self._is_to_record(shape):
+            self._record(shape, run, inputs)
+        if shape not in self._recordings:
             return run(inputs)
-        return Replayed.apply(self._recordings[key], inputs, *self.trained)
+        return Replayed.apply(self._recordings[shape], inputs, *self.trained)
 
-    def _is_to_record(self, key: tuple) -> bool:
+    def _is_to_record(self, shape: tuple) -> bool:
         return (
             self.able
-            and key not in self._recordings
-            and self._seen[key] > _PASSES_BEFORE
+            and shape not in self._recordings
+            and self._seen[shape] > _PASSES_BEFORE
             and len(self._recordings) < _MAX_RECORDINGS
         )
 
-    def _record(self, key: tuple, run: Pass, inputs: Sequence[Tensor]) -> None:
+    def _record(self, shape: tuple, run: Pass, inputs: Sequence[Tensor]) -> None:
         try:
             with torch.cuda.device(inputs[0].device):
                 recording = Recording(run, inputs, self.trained, self._pool)
                 self.able = self._is_right(recording, run, inputs)
-        except (
-            Exception
-        ):  # of a model's code that asks the GPU for numbers, or of memory
+        # Of code that copies from the CPU or asks the GPU for numbers, or lack of memory.
+        except Exception:
             self.able = False
         if self.able:
-            self._recordings[key] = recording
+            self._recordings[shape] = recording
         else:
             self._recordings.clear()
 

@@ -31,13 +31,10 @@ class Route:
     ----------
     device : torch.device
         Where the batch is.
-    trained : bool
-        Whether rows of a network are to stand side by side.
     """
 
-    def __init__(self, device: torch.device, trained: bool) -> None:
+    def __init__(self, device: torch.device) -> None:
         self.device = device
-        self.trained = trained
         self.clear()
 
     def clear(self) -> None:
@@ -45,29 +42,8 @@ class Route:
         self.owners: Tensor | None = None
 
     def lead(self, owners: np.ndarray) -> None:
-        """Say of each row which network it is for.
-
-        Side by side the rows of every network fill `slots`, row after row for each of
-        `present`; where one has fewer than another its first row stands again. `places`
-        are those in which the rows stand themselves.
-        """
+        """Say of each row which network it is for."""
         self.owners = moved(torch.from_numpy(owners), self.device)
-        if not self.trained:
-            return
-        present, rank, counts = np.unique(
-            owners, return_inverse=True, return_counts=True
-        )
-        order, width = np.argsort(rank, kind="stable"), counts.max()
-        starts = np.cumsum(counts) - counts
-        slots = np.repeat(order[starts], width)
-        taken = rank[order] * width + np.arange(len(order)) - starts[rank[order]]
-        slots[taken] = order
-        places = np.empty_like(order)
-        places[order] = taken
-        self.present, self.slots, self.places = (
-            moved(torch.from_numpy(numbers), self.device)
-            for numbers in (present, slots, places)
-        )
 
 
 class StackedLoRA(AdaptedLayer):
@@ -80,7 +56,7 @@ class StackedLoRA(AdaptedLayer):
     updates : sequence of LoRALinear or None
         Of each network what stands here.
     route : Route
-        Says which update a row gets, and whether updates are trained.
+        Says which update a row gets.
     """
 
     def __init__(
@@ -90,23 +66,16 @@ class StackedLoRA(AdaptedLayer):
         route: Route,
     ) -> None:
         super().__init__(base)
-        self.updates = list(updates)  # not parts of this module, which owns no tensor
         self.route = route
-        self.kept = None if route.trained else self.factors()
-
-    def factors(self) -> tuple[Tensor, Tensor]:
-        """Of all updates, lower ranks filled up with zeros.
-
-        Shapes: down (n_networks, rank, in), up (n_networks, rank, out).
-        """
-        known = next(update for update in self.updates if update is not None)
+        # Of all updates, lower ranks filled up with zeros: (n_networks, rank, in or out).
+        known = next(update for update in updates if update is not None)
         none = known.lora_A[:0], known.lora_B.T[:0]
         pairs = [
-            none if u is None else (u.lora_A, u.scaling * u.lora_B.T)
-            for u in self.updates
+            none if u is None else (u.lora_A, u.scaling * u.lora_B.T) for u in updates
         ]
         down, up = map(list, zip(*pairs, strict=True))
-        return pad_sequence(down, batch_first=True), pad_sequence(up, batch_first=True)
+        self.down = pad_sequence(down, batch_first=True)
+        self.up = pad_sequence(up, batch_first=True)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (batch, ..., in) to (batch, ..., out)."""
@@ -121,24 +90,8 @@ class StackedLoRA(AdaptedLayer):
         rows = x.reshape(len(x), -1, x.shape[-1])
         with unrounded(x):
             rows = rows.to(self.weight.dtype)
-            update = (
-                self._picked(rows, owners) if self.kept else self._side_by_side(rows)
-            )
+            update = rows @ self.down[owners].mT @ self.up[owners]
         return (output + update.reshape(output.shape)).to(output.dtype)
-
-    def _picked(self, rows: Tensor, owners: Tensor) -> Tensor:
-        """Updates of rows, for each of which the factors are picked."""
-        assert self.kept is not None
-        down, up = self.kept
-        return rows @ down[owners].mT @ up[owners]
-
-    def _side_by_side(self, rows: Tensor) -> Tensor:
-        """Updates of rows, those of a network together: memory does not grow with rank."""
-        route = self.route
-        down, up = (factor.index_select(0, route.present) for factor in self.factors())
-        beside = rows.index_select(0, route.slots).view(len(down), -1, rows.shape[-1])
-        update = (beside @ down.mT @ up).view(len(route.slots), *rows.shape[1:-1], -1)
-        return update.index_select(0, route.places)
 
 
 def updates_of(network: AdapterNetwork) -> dict[str, LoRALinear] | None:
@@ -171,16 +124,12 @@ class SharedPass:
         By task. Networks without an adapter are one.
     items : sequence of Item
         A few of them serve to try whether sharing gives the features of each network.
-    trained : bool, default=False
-        Whether the networks are still trained.
     """
 
     def __init__(
         self,
         networks: dict[str, AdapterNetwork],
         items: Sequence[Item],
-        *,
-        trained: bool = False,
     ) -> None:
         self.tasks = networks
         plain = next((n for n in networks.values() if n.adapter is None), None)
@@ -189,7 +138,7 @@ class SharedPass:
         place = {id(network): i for i, network in enumerate(self.networks)}
         self.owner = {name: place[id(n)] for name, n in zip(networks, own, strict=True)}
         self.first = self.networks[0]
-        self.route = Route(self.first.live.device, trained)
+        self.route = Route(self.first.live.device)
         self._build(self.first.some(self.first.windows(items)))
 
     def is_stale(self, networks: dict[str, AdapterNetwork]) -> bool:
@@ -300,7 +249,7 @@ class SharedPass:
     ) -> Tensor:
         """Features (n_pairs, dim) of pairs of an item and a network, each there once.
 
-        Gradients flow to the networks. `merge` makes weights for each batch anew.
+        `merge` makes weights for each batch anew.
         """
         ends = np.cumsum([len(self.first.windows([item])) for item in items])
         of_row = np.split(np.arange(ends[-1]), ends[:-1])

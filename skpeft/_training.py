@@ -3,7 +3,6 @@
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -63,26 +62,6 @@ class Rows:
         return np.concatenate([indices, np.arange(n_rows - self.n_hints, n_rows)])
 
 
-LossOf = Callable[[Tensor], Tensor]
-#: Fills in the gradients that an optimizer goes by, and gives the loss.
-Learn = Callable[
-    [AdapterNetwork, Sequence[Item], torch.optim.Optimizer, LossOf], Tensor
-]
-
-
-def learn(
-    network: AdapterNetwork,
-    items: Sequence[Item],
-    optimizer: torch.optim.Optimizer,
-    loss_of: LossOf,
-) -> Tensor:
-    """Gradients of a loss of the features of items, in place of earlier ones; the loss."""
-    optimizer.zero_grad()
-    loss = loss_of(network.forward(items))
-    loss.backward()
-    return loss.detach()
-
-
 @dataclass(frozen=True)
 class Settings:
     """What the loop needs to know, resolved: no "auto", no None but where said."""
@@ -97,7 +76,6 @@ class Settings:
     verbose: int
     callback: Callable[[dict[str, Any]], bool | None] | None
     title: str = "adapters"
-    learn: Learn = learn
 
 
 @dataclass
@@ -253,14 +231,11 @@ def epochs(
         losses = []
         for numbers in batches(rows, lengths, objective, settings, random_state):
             batch = rows.take(numbers)
-            loss_of = partial(
-                mean_objective,
-                linear=linear,
-                batch=batch,
-                objective=objective,
-                unit=unit,
-            )
-            losses.append(settings.learn(network, batch.items, optimizer, loss_of))
+            optimizer.zero_grad()
+            features = network.forward(batch.items)
+            loss = mean_objective(features, linear, batch, objective, unit)
+            loss.backward()
+            losses.append(loss.detach())
             update(optimizer, next(rate))
         mean = float(torch.stack(losses).mean())
         limit = limit or _EXPLODED * max(float(losses[0]), 1.0)

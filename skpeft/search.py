@@ -242,8 +242,7 @@ class BaseAdapterCV:
         if self.eliminate:
             n_left = survivors(*shape)
         order = np.arange(len(candidates))
-        together = self._trains_together()
-        for some in self._rounds(n_left, together):
+        for some in self._rounds(n_left):
             if some[0]:
                 means = scores[order, : some[0]].mean(axis=1)
                 order = order[np.argsort(-means, kind="stable")[: n_left[some[0]]]]
@@ -254,7 +253,9 @@ class BaseAdapterCV:
             )
             errors = {}
             for (i, j), (score, times, error) in zip(
-                cases, self._run(trials, scorer, together), strict=True
+                cases,
+                Parallel(n_jobs=self.n_jobs)(delayed(t.run)(scorer) for t in trials),
+                strict=True,
             ):
                 scores[j, i], seconds[:, j, i] = score, times
                 if error is not None:
@@ -265,40 +266,12 @@ class BaseAdapterCV:
             _tell_failures(errors, len(order), some_out)
         return _results(candidates, scores, seconds, failed)
 
-    def _rounds(self, n_left, together):
+    def _rounds(self, n_left):
         """Numbers of the folds between two eliminations, or one by one."""
         folds = range(len(n_left))
-        if self.n_jobs in (None, 1) and not together:
+        if self.n_jobs in (None, 1):
             return [[fold] for fold in folds]
         return [list(some) for _, some in groupby(folds, n_left.__getitem__)]
-
-    def _trains_together(self):
-        """Whether fits share their steps: on a GPU, which has room for many at once.
-
-        Not where the user watches, with a callback that need not think of threads.
-        """
-        from skpeft._device import resolve_device
-
-        watched = self.callback is not None or self.verbose
-        alone = self.n_jobs is not None or watched
-        return not alone and resolve_device(self.device).type != "cpu"
-
-    def _run(self, trials, scorer, together):
-        """Score, seconds and error of each trial."""
-        if not together:
-            return Parallel(n_jobs=self.n_jobs)(
-                delayed(trial.run)(scorer) for trial in trials
-            )
-        from skpeft._lockstep import run_together
-
-        trials = list(trials)
-        some = [i for i, trial in enumerate(trials) if trial.stacks]
-        fits = run_together([trials[i].fit for i in some])
-        fitted = dict(zip(some, fits, strict=True))
-        return [
-            trial.score(fitted.pop(i), scorer) if i in fitted else trial.run(scorer)
-            for i, trial in enumerate(trials)
-        ]
 
     def score(self, X, y, sample_weight=None):
         """Score of the best estimator, by `scoring`.
@@ -382,54 +355,31 @@ class Trial(NamedTuple):
     data: tuple
     fold: tuple
 
-    @property
-    def stacks(self):
-        """Whether the fit can share its passes with others: with LoRA, but for dropout."""
-        from skpeft.adapters import LoRA, resolve_adapter
-
-        adapter = resolve_adapter(self.model.adapter, self.model.rank)
-        return type(adapter) is LoRA and not (adapter.dropout or adapter.use_dora)
-
-    def fit(self, learn=None):
-        """Fit a copy; gives it, the seconds, and what went wrong."""
+    def run(self, scorer):
+        """Score, seconds of fit and of scoring, and what went wrong."""
+        train, test = self.fold
         model, start = clone(self.model), time.perf_counter()
-        X, y, weights = (
-            None if values is None else _safe_indexing(values, self.fold[0])
-            for values in self.data
-        )
         model._keeps_interrupted = False  # only whole fits are compared
-        model._learn = learn
         try:
-            model.fit(X, y, weights)
-        except Exception as error:  # this candidate is out, with a warning
-            return None, np.nan, error
-        finally:
-            del model._learn
-        return model, time.perf_counter() - start, None
-
-    def score(self, fitted, scorer):
-        """Score, seconds of fit and of scoring, and what went wrong, of a fit."""
-        model, seconds, error = fitted
-        if error is not None:
-            return np.nan, (np.nan, np.nan), error
-        X, y, _ = self.data
-        rows, start = self.fold[1], time.perf_counter()
-        try:
-            score = float(
-                scorer(model, _safe_indexing(X, rows), _safe_indexing(y, rows))
-            )
+            model.fit(*self._rows(train))
+            between = time.perf_counter()
+            X, y, _ = self._rows(test)
+            score = float(scorer(model, X, y))
             if np.isnan(score):
                 raise ValueError(
-                    f"its score on {len(rows)} held-out rows is NaN. Use a scoring that is "
+                    f"its score on {len(test)} held-out rows is NaN. Use a scoring that is "
                     "defined for the rows of every fold, or other folds."
                 )
-        except Exception as error:  # as above
+        except Exception as error:  # this candidate is out, with a warning
             return np.nan, (np.nan, np.nan), error
-        return score, (seconds, time.perf_counter() - start), None
+        return score, (between - start, time.perf_counter() - between), None
 
-    def run(self, scorer):
-        """Fit and score."""
-        return self.score(self.fit(), scorer)
+    def _rows(self, rows):
+        """X, y and weights of some rows."""
+        return [
+            None if values is None else _safe_indexing(values, rows)
+            for values in self.data
+        ]
 
 
 def _moments(values):
@@ -500,8 +450,7 @@ class AdapterClassifierCV(BaseAdapterCV, AdapterClassifier):  # type: ignore[mis
         `GridSearchCV`, all of them.
     n_jobs : int or None, default=None
         Processes in which the fits between two eliminations run, as in `GridSearchCV`. None:
-        one by one, or those of LoRA on a GPU together, without `callback` and `verbose`; 1:
-        one by one there too.
+        one by one.
     objective, head, class_weight, label_texts : object
         As in `AdapterClassifier`, for every candidate.
     max_epochs, batch_size, weight_decay, warmup_fraction, shrinkage : object
@@ -515,9 +464,8 @@ class AdapterClassifierCV(BaseAdapterCV, AdapterClassifier):  # type: ignore[mis
     ----------
     cv_results_ : dict of str to ndarray
         As of `GridSearchCV`: "params", "param_rank" and so on, "split0_test_score" and so
-        on, "mean_test_score", "rank_test_score", seconds, which of fits that train together
-        include waiting for each other. A fold that a candidate was left
-        out of has NaN; "n_splits" is the number of folds that it was in.
+        on, "mean_test_score", "rank_test_score", and seconds. A fold that a candidate
+        was left out of has NaN; "n_splits" is the number of folds that it was in.
     best_params_ : dict
         The chosen "adapter", "rank", "layers" and "learning_rate".
     best_score_ : float
@@ -652,8 +600,7 @@ class AdapterRegressorCV(BaseAdapterCV, AdapterRegressor):  # type: ignore[misc]
         `GridSearchCV`, all of them.
     n_jobs : int or None, default=None
         Processes in which the fits between two eliminations run, as in `GridSearchCV`. None:
-        one by one, or those of LoRA on a GPU together, without `callback` and `verbose`; 1:
-        one by one there too.
+        one by one.
     objective, head : object
         As in `AdapterRegressor`, for every candidate.
     max_epochs, batch_size, weight_decay, warmup_fraction, shrinkage : object
@@ -667,9 +614,8 @@ class AdapterRegressorCV(BaseAdapterCV, AdapterRegressor):  # type: ignore[misc]
     ----------
     cv_results_ : dict of str to ndarray
         As of `GridSearchCV`: "params", "param_rank" and so on, "split0_test_score" and so
-        on, "mean_test_score", "rank_test_score", seconds, which of fits that train together
-        include waiting for each other. A fold that a candidate was left
-        out of has NaN; "n_splits" is the number of folds that it was in.
+        on, "mean_test_score", "rank_test_score", and seconds. A fold that a candidate
+        was left out of has NaN; "n_splits" is the number of folds that it was in.
     best_params_ : dict
         The chosen "adapter", "rank", "layers" and "learning_rate".
     best_score_ : float

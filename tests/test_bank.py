@@ -13,11 +13,13 @@ from skpeft import (
     AdapterBank,
     AdapterClassifier,
     AdapterRegressor,
+    _shared,
     clear_cache,
     config_context,
 )
 from skpeft.adapters import IA3, Bottleneck, LadderSide, LoRA, Prefix
-from skpeft.encoders import ArrayEncoder, TextEncoder, TinyTextEncoder
+from skpeft.adapters.lora import LoRALinear
+from skpeft.encoders import ArrayEncoder, TextEncoder, TinyTextEncoder, _tiny
 from tests import models
 
 TEXTS, PAIRS = models.TEXTS, models.PAIRS
@@ -372,3 +374,60 @@ def test_task_that_is_added_later_is_answered():
     bank.predict(TEXTS)
     bank.estimators["tone"] = fit_one(TinyTextEncoder(), TEXTS, 1, adapter=LoRA(3))
     assert_equals_single(bank, TEXTS)
+
+
+def test_rows_that_come_mixed_up_are_refused():
+    base = nn.Linear(3, 2)
+    update = LoRALinear(base, 1, 1.0, 0.0, torch.Generator())
+    route = _shared.Route(torch.device("cpu"))
+    layer = _shared.StackedLoRA(base, [update, None], route)
+    route.lead(np.array([0, 1]))
+    assert layer(torch.zeros(2, 5, 3)).shape == (2, 5, 2)
+    with pytest.raises(ValueError, match="10 rows came to a layer in a batch of 2"):
+        layer(torch.zeros(10, 3))
+
+
+def test_in_bfloat16_stacked_updates_are_computed_in_float32():
+    base = nn.Linear(6, 5)
+    for tensor in base.parameters():
+        tensor.data.zero_()
+    updates = [
+        LoRALinear(base, rank, 1.0, 0.0, torch.Generator().manual_seed(rank))
+        for rank in (2, 4)
+    ]
+    for update in updates:
+        nn.init.normal_(update.lora_B, generator=torch.Generator().manual_seed(0))
+    route = _shared.Route(torch.device("cpu"))
+    with torch.no_grad():
+        layer = _shared.StackedLoRA(base, updates, route)
+    owners = np.array([0, 1, 0])
+    route.lead(owners)
+    x = torch.randn(3, 7, 6, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        found = layer(x)
+    assert found.dtype == torch.bfloat16
+    for row, owner in enumerate(owners):
+        exact = updates[owner].double()(x[row].double())
+        gap = (found[row] - exact).abs()
+        assert bool((gap <= 2**-8 * exact.abs() + 1e-6).all())  # rounded once
+
+
+class FlippingBlock(_tiny.Block):
+    """Turns the order of rows, and back."""
+
+    def forward(self, hidden, mask):
+        return super().forward(hidden.flip(0), mask.flip(0)).flip(0)
+
+
+@pytest.mark.parametrize("precision", ["float32", "float64"])
+def test_encoder_that_mixes_rows_is_noticed_and_not_stacked(precision, monkeypatch):
+    monkeypatch.setattr(_tiny, "Block", FlippingBlock)
+    encoder = TinyTextEncoder(seed=987)
+    bank = AdapterBank(
+        {
+            name: fit_one(encoder, TEXTS, i, rank=2 + i, precision=precision)
+            for i, name in enumerate(("one", "two"))
+        }
+    )
+    assert_equals_single(bank, TEXTS)
+    assert not bank._pass.stacked

@@ -539,3 +539,31 @@ def test_splitters_are_given_the_texts():
     cv = AdapterClassifierCV(**OWN, ranks=[2], cv=Noting(2))
     cv.fit(TEXTS, LABELS, sample_weight=weights)
     assert Noting.seen == [text for i, text in enumerate(TEXTS) if i != 1]
+
+
+def test_rounds_hold_folds_of_equally_many_candidates():
+    cv = AdapterClassifierCV("tiny", n_jobs=2)
+    assert cv._rounds([4, 2, 2, 1, 1]) == [[0], [1, 2], [3, 4]]
+    assert cv._rounds([2, 2, 2]) == [[0, 1, 2]]
+    assert AdapterClassifierCV("tiny")._rounds([2, 1, 1]) == [[0], [1], [2]]
+
+
+@pytest.mark.parametrize("n_jobs", [None, 2])
+@pytest.mark.parametrize(
+    ("sizes", "ranks"), [([11, 12], [1, 2]), ([13, 11, 12], [3, 4, 1, 2])]
+)
+def test_candidates_that_all_fail_in_one_round(sizes, ranks, n_jobs):
+    def score(model, X, y):
+        if len(X) == 10 + model.rank:
+            raise ValueError(f"not rank {model.rank}")
+        return -float(model.rank)
+
+    texts, labels, _ = random_rows([1 + i % 8 for i in range(40)])
+    folds = [(np.arange(20), np.arange(20, 20 + size)) for size in sizes]
+    own = {"ranks": ranks, "cv": folds, "eliminate": len(ranks) > 2, "scoring": score}
+    cv = AdapterClassifierCV("tiny", max_epochs=1, n_jobs=n_jobs, **own)
+    first = pytest.warns(FitFailedWarning, match="fold .* out: not rank 1")
+    last = pytest.raises(ValueError, match="not rank 2")
+    with joblib.parallel_backend("threading"), first, last as caught:
+        cv.fit(texts, labels)
+    assert hasattr(caught.value, "__notes__") == own["eliminate"]

@@ -15,7 +15,6 @@ import joblib
 import numpy as np
 import pytest
 import torch
-from sklearn.base import clone
 from sklearn.model_selection import GridSearchCV
 
 import skpeft
@@ -315,31 +314,14 @@ def test_threads_predict_on_one_gpu(plain_folder):
     assert all(gap(features, expected) <= 1e-4 for features in found.values())
 
 
-@pytest.mark.parametrize("eliminate", [True, False])
-def test_search_together_finds_what_it_finds_one_by_one(plain_folder, eliminate):
-    own = {"device": "cuda", "precision": "float64", "random_state": 0}
-    own |= {"ranks": [2, 4, 8, 16], "cv": 4, "eliminate": eliminate, "max_epochs": 3}
-    together = AdapterClassifierCV(str(plain_folder("bert")), **own)
-    assert together._trains_together()
-    apart = clone(together).set_params(n_jobs=1)
-    assert not apart._trains_together()
-    together.fit(X, Y)
-    apart.fit(X, Y)
-    for i in range(4):
-        scores = [c.cv_results_[f"split{i}_test_score"] for c in (together, apart)]
-        np.testing.assert_array_equal(*scores)
-    assert together.best_params_ == apart.best_params_
-    assert gap(together.transform(X), apart.transform(X)) <= 1e-5
-
-
 @pytest.fixture
 def recordings(monkeypatch):
-    """Shapes whose passes were recorded in fits of this test."""
+    """Of each shape that came again in this test whether its passes are recorded now."""
     found, record = [], _replays.Replays._record
 
-    def noted(self, key, *what):
-        record(self, key, *what)
-        found.append((self.able, key))
+    def noted(self, shape, *what):
+        record(self, shape, *what)
+        found.append(shape in self._recordings)
 
     monkeypatch.setattr(_replays.Replays, "_record", noted)
     return found
@@ -362,7 +344,9 @@ def test_replayed_steps_train_the_same_model(
     own = {"precision": precision, "layers": layers}
     replayed = stepped(encoder, samples, **own)
     assert recordings
-    assert all(able for able, _ in recordings) or "deberta" in str(encoder)
+    # These copy numbers from the CPU at each pass.
+    asks = any(family in str(encoder) for family in ("mpnet", "deberta"))
+    assert all(recordings) != asks
     monkeypatch.setattr("skpeft._network._MOST_TRAINED", -1)
     n_recordings = len(recordings)
     assert gap(replayed, stepped(encoder, samples, **own)) <= ROUNDING[precision]
@@ -424,12 +408,11 @@ class Besides(TinyTextEncoder):
 def test_passes_that_cannot_be_replayed_are_not(besides, recordings):
     features = stepped(Besides(besides), X, precision="float32")
     assert recordings
-    assert not any(able for able, _ in recordings)
-    assert len(recordings) == 1
+    assert not any(recordings)
+    plain = stepped("tiny", X, precision="float32")
+    assert any(recordings)
     if besides is asks:
-        plain = stepped("tiny", X, precision="float32")
         assert gap(features, plain) <= ROUNDING["float32"]
-    assert any(able for able, _ in recordings) == (besides is asks)
 
 
 def test_a_fit_beside_predictions_in_other_threads_is_the_same(
@@ -459,7 +442,7 @@ def test_a_fit_beside_predictions_in_other_threads_is_the_same(
         for thread in threads:
             thread.join()
     assert not failed
-    assert all(able for able, _ in recordings)
+    assert all(recordings)
     assert gap(found, expected) <= ROUNDING["float32"]
 
 

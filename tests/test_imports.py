@@ -31,10 +31,10 @@ LAYERS = [
     {"encoders"},
     {"adapters"},  # of encoders, only the names of layers: PEFT speaks in these
     {"_data", "_prefix"},
-    {"_device", "_sites"},
+    {"_device", "_replays", "_sites"},
     {"_network"},
     {"_training", "_export", "_shared"},
-    {"_shrinkage", "_lockstep"},
+    {"_shrinkage"},
     {"_planning"},
     {"_fitting"},
     {"_recipe"},
