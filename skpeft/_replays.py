@@ -47,13 +47,14 @@ class Recording:
         )
         # Other threads may use the GPU meanwhile.
         how = {"pool": pool, "capture_error_mode": "thread_local"}
-        with torch.cuda.graph(self.forward_graph, **how):
-            features = run(self.inputs)
-        self.incoming = torch.zeros_like(features)
-        with torch.cuda.graph(self.backward_graph, **how):
-            self.gradients = torch.autograd.grad(
-                features, trained, self.incoming, allow_unused=True
-            )
+        with torch.cuda.device(self.inputs[0].device):
+            with torch.cuda.graph(self.forward_graph, **how):
+                features = run(self.inputs)
+            self.incoming = torch.zeros_like(features)
+            with torch.cuda.graph(self.backward_graph, **how):
+                self.gradients = torch.autograd.grad(
+                    features, trained, self.incoming, allow_unused=True
+                )
         self.features = features.detach()
 
     def forward(self, inputs: Sequence[Tensor]) -> Tensor:
@@ -133,9 +134,8 @@ class Replays:
 
     def _record(self, shape: tuple, run: Pass, inputs: Sequence[Tensor]) -> None:
         try:
-            with torch.cuda.device(inputs[0].device):
-                recording = Recording(run, inputs, self.trained, self._pool)
-                self.able = self._is_right(recording, run, inputs)
+            recording = Recording(run, inputs, self.trained, self._pool)
+            self.able = self._is_right(recording, run, inputs)
         # Of code that copies from the CPU or asks the GPU for numbers, or lack of memory.
         except Exception:
             self.able = False

@@ -6,12 +6,14 @@
 FOLDER is as for few_shot.py. Every measurement is a process of its own that loads the
 encoder first; results are appended line by line. ``--what``:
 
-- ``fit``: one fit at several numbers of rows, skpeft against peers;
+- ``fit``: one fit at several numbers of rows, skpeft against peers; where there is a GPU,
+  whose first fit in a process takes longer, the seconds of another one too;
+- ``step``: a training step of adapters in all blocks, and on a GPU the same replayed;
 - ``limit``: matrix products that the training loop must do, at the rate that the machine
   reached for products of the same shapes just after, over the seconds that it took;
 - ``search``: 4 ranks by 5 folds and the refit: `GridSearchCV` with the cache of hidden
-  states, without, 21 cold fits one by one, `AdapterClassifierCV` (on a GPU its fits train
-  together; `cv_apart`: one by one there too), and 21 fits of PEFT's LoRA by skorch;
+  states, without, 21 cold fits one by one, `AdapterClassifierCV`, and 21 fits of PEFT's
+  LoRA by skorch;
 - ``predict``: 1, 32 and 5,000 texts, in float32 and in bfloat16, against
   `SentenceTransformer.encode` and the head;
 - ``one``: one text by a fitted model and by the bare module with its tokenizer, in turn;
@@ -33,7 +35,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import joblib
@@ -48,6 +50,7 @@ import skpeft
 from skpeft import AdapterClassifier, AdapterClassifierCV
 from skpeft._cache import STATES
 from skpeft._network import computing
+from skpeft._training import update
 
 
 def rows_of(args, n, name="trec6"):
@@ -94,12 +97,40 @@ def fit(args, method, n, name, epochs):
         "peft_trainer": lambda: PeftTrainer(0, y),
         "peft_skorch": lambda: PeftSkorch(0, y),
     }
-    model, found = make[method](), {}
-    if method.startswith("peft") and epochs is not None:
-        model.epochs = epochs
-    with measured(found):
-        model.fit(X, y)
+
+    def once():
+        model, found = make[method](), {}
+        if method.startswith("peft") and epochs is not None:
+            model.epochs = epochs
+        STATES.clear()
+        with measured(found):
+            model.fit(X, y)
+        return found
+
+    found = once()
+    if torch.cuda.is_available():
+        found["again_seconds"] = once()["seconds"]
     return found
+
+
+def step(args, n, replayed):
+    """Median seconds of a training step of n texts, adapters in all blocks."""
+    X, y = rows_of(args, 600)
+    clf = AdapterClassifier(layers=None, max_epochs=1, shrinkage=0.0, random_state=0)
+    network, seconds = clf.fit(X, y)._network, []
+    items = sorted(network.prepare(X), key=network.live.backbone.length)[-n - 50 : -50]
+    optimizer = torch.optim.AdamW(network.trainable().values(), fused=True)
+    replaying = network.replaying() if replayed else nullcontext()
+    with network.own_context(), replaying:
+        for _ in range(35):
+            start = time.perf_counter()
+            optimizer.zero_grad()
+            network.forward(items).square().mean().backward()
+            update(optimizer, 1e-4)
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            seconds.append(time.perf_counter() - start)
+    return {"seconds": statistics.median(seconds[5:])}
 
 
 def rate_of(n_tokens, shapes):
@@ -149,9 +180,8 @@ def search(args, method, layers):
     rows, found, ranks = draw(y, 16, 0), {}, [2, 4, 8, 16]
     X, y = X.iloc[rows], y.iloc[rows]
     one = AdapterClassifier(layers=layers, random_state=0)
-    if method.startswith("cv"):
-        n_jobs = 1 if method == "cv_apart" else None
-        own = {"layers": [layers], "cv": 5, "random_state": 0, "n_jobs": n_jobs}
+    if method == "cv":
+        own = {"layers": [layers], "cv": 5, "random_state": 0}
         model = AdapterClassifierCV(ranks=ranks, **own)
     elif method == "cold":
         model = OneByOne(lambda rank, y: clone(one).set_params(rank=rank), ranks)
@@ -288,7 +318,9 @@ def growth(args, n, cache_bytes, n_classes=6, n_copies=1):
 
 # Fits of as many steps as a peer's: rows, set, epochs.
 _SAME_STEPS = [(1000, "trec6", 3), (4000, "trec6", 1), (1000, "cuad_clauses", 1)]
-MEASURES = {f.__name__: f for f in (fit, limit, search, predict, one, first, growth)}
+MEASURES = {
+    f.__name__: f for f in (fit, step, limit, search, predict, one, first, growth)
+}
 
 
 def plan(args):
@@ -306,10 +338,15 @@ def plan(args):
             for n, name, epochs in _SAME_STEPS
             for method in ("same_steps", "peft_trainer", "peft_skorch")
         ],
+        "step": [
+            {"n": n, "replayed": replayed}
+            for n in (16, 128)
+            for replayed in (False, True)[: 1 + torch.cuda.is_available()]
+        ],
         "limit": [{"n": 1000, "epochs": 3}],
         "search": [
             {"method": method, "layers": 3}
-            for method in ("grid", "no_cache", "cold", "cv", "cv_apart", "peft_skorch")
+            for method in ("grid", "no_cache", "cold", "cv", "peft_skorch")
         ],
         "predict": [
             {"method": method, "n": n}
