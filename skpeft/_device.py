@@ -8,8 +8,8 @@ from contextlib import contextmanager
 import torch
 
 _LOCK = threading.Lock()
-# Who is inside of `any_shape`, and what torch was set to before the first of them came.
-_INSIDE: list[bool] = []
+# Who is inside of `any_shape`, each with what torch was set to before the first of them.
+_INSIDE: dict[object, bool] = {}
 
 
 def resolve_device(device: str) -> torch.device:
@@ -76,18 +76,19 @@ def any_shape(device: torch.device) -> Iterator[None]:
     if device.type != "cuda":
         yield
         return
-    with _LOCK:
-        _INSIDE.append(
-            _INSIDE[0] if _INSIDE else torch.backends.cuda.cudnn_sdp_enabled()
-        )
-        torch.backends.cuda.enable_cudnn_sdp(False)
+    own, cuda = object(), torch.backends.cuda
     try:
+        with _LOCK:
+            before = cuda.cudnn_sdp_enabled()
+            _INSIDE[own] = next(iter(_INSIDE.values()), before)
+            if cuda.flash_sdp_enabled() or cuda.mem_efficient_sdp_enabled():
+                cuda.enable_cudnn_sdp(False)
         yield
     finally:
         with _LOCK:
-            former = _INSIDE.pop()
-            if not _INSIDE:
-                torch.backends.cuda.enable_cudnn_sdp(former)
+            former = _INSIDE.pop(own, None)  # None: interrupted before
+            if former is not None and not _INSIDE:
+                cuda.enable_cudnn_sdp(former)
 
 
 def warn_slow(device: torch.device, products: torch.dtype | None) -> None:

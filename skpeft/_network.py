@@ -54,7 +54,9 @@ _GROUPS_ELSEWHERE = (16384, 16384)
 TOKENS_KEPT = 8192
 # Of more that is trained no passes are recorded on a GPU: each recording holds gradients.
 _MOST_TRAINED = 4_000_000
-# On a GPU batches are filled up to a multiple of so many rows, so that shapes come again.
+# Packages whose modules are known to do the same at each pass.
+KNOWN_CODE = {"skpeft", "torch", "transformers", "sentence_transformers"}
+# Batches whose passes a GPU replays are filled up to a multiple of so many rows.
 _ROWS_IN_STEP = 8
 # Of how many windows features are asked for at once: many small tensors scatter the memory.
 _WINDOWS_AT_ONCE = 1024
@@ -125,7 +127,6 @@ class AdapterNetwork:
         self.seed = seed
         self._lock = threading.Lock()
         self._halves: _prefix.Halves | None = None
-        self._replays: Replays | None = None
         self.resumes: bool | None = None
         self._stored: dict[str, np.ndarray] | None = None
         self._live: Live | None = None
@@ -289,23 +290,20 @@ class AdapterNetwork:
             for part, earlier in zip(parts, former, strict=True):
                 part.generator = earlier
 
-    @contextmanager
-    def replaying(self) -> Iterator[None]:
-        """Inside, on a GPU, passes with gradients are replayed where a shape comes again."""
+    def replays(self) -> Replays | None:
+        """Recorded passes of a fit, where a GPU can replay them; None: it cannot."""
         live, trained = self.live, list(self.trainable().values())
         able = (
             live.device.type == "cuda"
+            and live.backbone.steady
+            # Code that is not known may do something else at each pass.
+            and all(_origin(part) in KNOWN_CODE for part in live.module.modules())
             and 0 < sum(t.numel() for t in trained) <= _MOST_TRAINED
             and not any(part.p for part in live.dropouts)  # with a generator of its own
-            and not any(
-                part.takes_weight(True) for part in live.reweighted
-            )  # made outside
+            # What `ready` makes is made outside of the pass.
+            and not any(part.takes_weight(True) for part in live.reweighted)
         )
-        self._replays = Replays(trained, self._rounding) if able else None
-        try:
-            yield
-        finally:
-            self._replays = None
+        return Replays(trained, self._rounding) if able else None
 
     @contextmanager
     def ready(self) -> Iterator[None]:
@@ -516,12 +514,14 @@ class AdapterNetwork:
         backbone = self.live.backbone
         return [window for item in items for window in backbone.windows(item)]
 
-    def forward(self, items: Sequence[Item]) -> Tensor:
+    def forward(self, items: Sequence[Item], replays: Replays | None = None) -> Tensor:
         """Adapted features of shape (n_items, dim), with gradients."""
-        features = self.forward_windows(self.windows(items))
+        features = self.forward_windows(self.windows(items), replays)
         return self.live.backbone.join(features, items)
 
-    def forward_windows(self, items: Sequence[Item]) -> Tensor:
+    def forward_windows(
+        self, items: Sequence[Item], replays: Replays | None = None
+    ) -> Tensor:
         """What the module gives for windows, with gradients.
 
         They go through in groups of like length, which saves padding, and come out in
@@ -531,12 +531,11 @@ class AdapterNetwork:
         groups = list(self.groups(lengths))
         resumes = self._is_to_resume(items, lengths)
         run: Callable = partial(self._run, resumes=resumes)
-        training = torch.is_grad_enabled()
-        lean = training and sum(lengths) > TOKENS_KEPT
+        lean = torch.is_grad_enabled() and sum(lengths) > TOKENS_KEPT
         if lean:
             run = self._lean(run)
-        elif training and self._replays is not None and len(groups) == 1:
-            run = partial(run, replays=self._replays)
+        elif replays is not None and replays.able and len(groups) == 1:
+            run = partial(run, replays=replays)
         with nullcontext() if lean else self.ready():
             features = torch.cat([run([items[i] for i in rows]) for rows in groups])
         order = torch.from_numpy(np.argsort(np.concatenate(groups)))
@@ -572,11 +571,11 @@ class AdapterNetwork:
 
     def _collate(self, items: Sequence[Item]) -> dict[str, Tensor]:
         """One batch where the weights are, in their type."""
+        return self._placed(self.live.backbone.collate(items))
+
+    def _placed(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         device, dtype = self.live.device, self._weight_dtype
-        return {
-            name: moved(tensor, device, dtype)
-            for name, tensor in self.live.backbone.collate(items).items()
-        }
+        return {name: moved(tensor, device, dtype) for name, tensor in batch.items()}
 
     def _run(
         self,
@@ -587,10 +586,13 @@ class AdapterNetwork:
     ) -> Tensor:
         """Features of one group of items, through all blocks or from their hidden states."""
         n_items, halves = len(items), self._halves if resumes else None
+        collate = self.live.backbone.collate
         if replays is not None:
-            items = [*items, *[items[0]] * (-n_items % _ROWS_IN_STEP)]
-        batch, hidden = self._collate(items), []
-        names = list(batch)
+            collate = self.live.backbone.collate_in_steps
+            if n_items > _ROWS_IN_STEP:  # of few rows that would be most of the batch
+                items = [*items, *[items[0]] * (-n_items % _ROWS_IN_STEP)]
+        batch, hidden = self._placed(collate(items)), []
+        names = tuple(batch)
         if halves is not None:
             states = self.kept(halves.place, items, halves.states)
             hidden = _prefix.gathered(batch, states)
@@ -605,7 +607,7 @@ class AdapterNetwork:
         tensors = [*batch.values(), *hidden]
         if replays is None:
             return compute(tensors)
-        return replays.run(compute, tensors)[:n_items]
+        return replays.run(names, compute, tensors)[:n_items]
 
     def _lean(
         self, run: Callable[[Sequence[Item]], Tensor]
@@ -667,15 +669,19 @@ class AdapterNetwork:
     def _state(self) -> dict[str, Any]:
         """What describes the network, and copies of its trained tensors."""
         state = self.__dict__.copy()
-        for name in ("_lock", "_live", "_halves", "_replays"):
+        for name in ("_lock", "_live", "_halves"):
             del state[name]
         return {**state, "_stored": self.state()}
 
     def _take(self, state: dict[str, Any]) -> None:
         """Become the network of a state; the encoder is found at first use."""
         self.resumes = None
-        self.__dict__.update(state, _lock=threading.Lock(), _live=None)
-        self._halves = self._replays = None
+        self.__dict__.update(state, _lock=threading.Lock(), _live=None, _halves=None)
+
+
+def _origin(part: nn.Module) -> str:
+    """Package that a module's code comes from."""
+    return type(part).__module__.partition(".")[0]
 
 
 def _weights_of(module: nn.Module) -> tuple[str, int]:

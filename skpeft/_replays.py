@@ -3,8 +3,10 @@
 Starting kernels one by one takes a GPU's host longer than a small encoder takes the GPU.
 """
 
+import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
@@ -14,6 +16,8 @@ from torch import Tensor, nn
 _PASSES_BEFORE = 2
 # Shapes that are recorded at most: each holds what goes in, what comes out, and gradients.
 _MAX_RECORDINGS = 32
+# One at a time: who begins a recording waits for the GPU, which would spoil another's.
+_RECORDING = threading.Lock()
 
 #: Maps tensors to features, with gradients for what is trained.
 Pass = Callable[[Sequence[Tensor]], Tensor]
@@ -30,8 +34,9 @@ class Recording:
         What goes in; none has gradients.
     trained : sequence of Parameter
         What gets gradients.
-    pool : tuple of int
-        Memory that recordings share, which is safe as no two are on their way at once.
+    place : tuple of torch.cuda.Stream and pool
+        Where it is recorded, and memory that recordings share, which is safe as each goes
+        forward and back before another one does.
     """
 
     def __init__(
@@ -39,19 +44,17 @@ class Recording:
         run: Pass,
         inputs: Sequence[Tensor],
         trained: Sequence[nn.Parameter],
-        pool: Any,
+        place: tuple,
     ) -> None:
         self.inputs = [tensor.clone() for tensor in inputs]
         self.forward_graph, self.backward_graph = (
             torch.cuda.CUDAGraph() for _ in range(2)
         )
-        # Other threads may use the GPU meanwhile.
-        how = {"pool": pool, "capture_error_mode": "thread_local"}
-        with torch.cuda.device(self.inputs[0].device):
-            with torch.cuda.graph(self.forward_graph, **how):
+        with _RECORDING, torch.cuda.device(self.inputs[0].device):
+            with recording(self.forward_graph, *place):
                 features = run(self.inputs)
             self.incoming = torch.zeros_like(features)
-            with torch.cuda.graph(self.backward_graph, **how):
+            with recording(self.backward_graph, *place):
                 self.gradients = torch.autograd.grad(
                     features, trained, self.incoming, allow_unused=True
                 )
@@ -71,6 +74,15 @@ class Recording:
         return self.gradients
 
 
+@contextmanager
+def recording(graph: Any, stream: Any, pool: Any) -> Iterator[None]:
+    """Inside, kernels are recorded; other threads may use the GPU meanwhile."""
+    how = {"stream": stream, "pool": pool, "capture_error_mode": "thread_local"}
+    # The outer context goes back to the former stream whatever happens in the inner one.
+    with torch.cuda.stream(stream), torch.cuda.graph(graph, **how):
+        yield
+
+
 class Replayed(torch.autograd.Function):
     """A recorded pass as one operation."""
 
@@ -85,7 +97,7 @@ class Replayed(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> Any:
-        """Gradients of what is trained."""
+        """Gradients of what is trained, good until the next pass goes back."""
         own = ctx.recording.backward(gradient)
         # Others than the recording's, which autograd would copy before it keeps them.
         return (None, None, *(t if t is None else t.detach() for t in own))
@@ -112,11 +124,16 @@ class Replays:
         self.able = True
         self._seen: Counter = Counter()
         self._recordings: dict[tuple, Recording] = {}
-        self._pool = torch.cuda.graph_pool_handle()
+        self._place: tuple | None = None
 
-    def run(self, run: Pass, inputs: Sequence[Tensor]) -> Tensor:
-        """Features that a pass gives for inputs, with gradients for what is trained."""
-        shape = tuple((tensor.shape, tensor.dtype) for tensor in inputs)
+    def run(
+        self, names: tuple[str, ...], run: Pass, inputs: Sequence[Tensor]
+    ) -> Tensor:
+        """Features that a pass gives for inputs, with gradients for what is trained.
+
+        Inputs of other names are those of another pass.
+        """
+        shape = (names, *((tensor.shape, tensor.dtype) for tensor in inputs))
         self._seen[shape] += 1
         if self._is_to_record(shape):
             self._record(shape, run, inputs)
@@ -130,32 +147,39 @@ class Replays:
             and shape not in self._recordings
             and self._seen[shape] > _PASSES_BEFORE
             and len(self._recordings) < _MAX_RECORDINGS
+            and has_room(self.trained[0].device)
         )
 
     def _record(self, shape: tuple, run: Pass, inputs: Sequence[Tensor]) -> None:
+        if self._place is None:
+            self._place = new_place(self.trained[0].device)
         try:
-            recording = Recording(run, inputs, self.trained, self._pool)
-            self.able = self._is_right(recording, run, inputs)
-        # Of code that copies from the CPU or asks the GPU for numbers, or lack of memory.
-        except Exception:
+            found = Recording(run, inputs, self.trained, self._place)
+            self.able = self._is_right(found, run, inputs)
+        except BaseException as error:
             self.able = False
+            settle(self.trained[0].device)
+            # Of code that copies from the CPU or asks the GPU for numbers, or lack of memory.
+            if not isinstance(error, Exception):
+                raise
         if self.able:
-            self._recordings[shape] = recording
+            self._recordings[shape] = found
         else:
             self._recordings.clear()
 
-    def _is_right(
-        self, recording: Recording, run: Pass, inputs: Sequence[Tensor]
-    ) -> bool:
+    def _is_right(self, found: Recording, run: Pass, inputs: Sequence[Tensor]) -> bool:
         """Whether features and gradients come out as without a recording."""
+        inputs = [tensor.clone() for tensor in inputs]  # a pass may write into them
+        features = found.forward(inputs)
         expected = run(inputs)
+        # Not along the features: of length one, they have no gradient there.
+        direction = expected.detach().roll(1, -1)
         gradients = torch.autograd.grad(
-            expected, self.trained, expected.detach(), allow_unused=True
+            expected, self.trained, direction, allow_unused=True
         )
-        found = recording.forward(inputs)
         # Of gradients all together: one by one some are nothing but rounding.
-        return self._is_close([found], [expected.detach()]) and self._is_close(
-            recording.backward(found), gradients
+        return self._is_close([features], [expected.detach()]) and self._is_close(
+            found.backward(direction), gradients
         )
 
     def _is_close(
@@ -175,3 +199,30 @@ class Replays:
 def _norm(tensors: Iterable[Tensor]) -> Tensor:
     """Length of all numbers of tensors as one vector."""
     return torch.stack([tensor.norm() for tensor in tensors]).norm()
+
+
+def new_place(device: torch.device) -> tuple:
+    """Stream and memory for recordings."""
+    return torch.cuda.Stream(device), torch.cuda.graph_pool_handle()
+
+
+def has_room(device: torch.device) -> bool:
+    """Whether twice the memory that single passes took at most is free."""
+    took = torch.cuda.max_memory_allocated(device) - torch.cuda.memory_allocated(device)
+    return 2 * took <= torch.cuda.mem_get_info(device)[0]
+
+
+def settle(device: torch.device) -> None:
+    """Record something that cannot fail.
+
+    A recording that failed leaves torch's own generator of random numbers waiting for the
+    end of one.
+    """
+    place = new_place(device)
+    with (
+        suppress(Exception),
+        _RECORDING,
+        torch.cuda.device(device),
+        recording(torch.cuda.CUDAGraph(), *place),
+    ):
+        torch.zeros(1, device=device)

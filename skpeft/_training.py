@@ -180,7 +180,6 @@ def train(
             network.own_context(),
             progress(settings) as bar,
             network.dropout(generator),
-            network.replaying(),
         ):
             for loss in epochs(
                 network, linear, rows, objective, settings, random_state
@@ -200,6 +199,8 @@ def train(
                 if asked or best.exhausted:
                     break
     finally:
+        for tensor in network.trainable().values():
+            tensor.grad = None  # nobody needs it any more
         if best.state is not None:
             network.load_state(best.state)
 
@@ -226,13 +227,13 @@ def epochs(
     lengths = network.lengths(rows.items)
     n_batches = -(-len(rows.items) // settings.batch_size)
     rate = schedule(settings, n_batches * settings.max_epochs)
-    limit, unit = 0.0, float(rows.weights.mean())
+    limit, unit, replays = 0.0, float(rows.weights.mean()), network.replays()
     for _ in range(settings.max_epochs):
         losses = []
         for numbers in batches(rows, lengths, objective, settings, random_state):
             batch = rows.take(numbers)
             optimizer.zero_grad()
-            features = network.forward(batch.items)
+            features = network.forward(batch.items, replays)
             loss = mean_objective(features, linear, batch, objective, unit)
             loss.backward()
             losses.append(loss.detach())

@@ -3,16 +3,18 @@
 What records kernels and replays them is tried by ``pytest --cuda tests/test_cuda.py``.
 """
 
-from contextlib import contextmanager
+import copy
 
 import numpy as np
 import pytest
 import torch
 
 from skpeft import AdapterClassifier, _network, _replays
-from skpeft._network import AdapterNetwork
+from skpeft._network import AdapterNetwork, computing
 from skpeft.adapters import LoRA
-from skpeft.encoders import ArrayEncoder, TextEncoder
+from skpeft.adapters.lora import LoRALinear
+from skpeft.encoders import ArrayEncoder, TextEncoder, TinyTextEncoder
+from skpeft.encoders.base import Seal
 from tests import models
 
 TEXTS, LABELS, _ = models.random_rows([1 + i % 8 for i in range(30)])
@@ -26,7 +28,7 @@ class Again:
 
     replayed = 0
 
-    def __init__(self, run, inputs, trained, pool):
+    def __init__(self, run, inputs, trained, place):
         self.run, self.trained = run, trained
         self.inputs = [tensor.clone() for tensor in inputs]
 
@@ -42,6 +44,17 @@ class Again:
         return torch.autograd.grad(
             self.features, self.trained, gradient, allow_unused=True
         )
+
+
+class Own(LoRA):
+    """An adapter of a user, whose layers may do something else at each pass."""
+
+    def wrap(self, layer, role, generator):
+        return OwnLayer(layer, self.rank, self.scaling, self.dropout, generator)
+
+
+class OwnLayer(LoRALinear):
+    """Its layers."""
 
 
 class OtherFeatures(Again):
@@ -65,22 +78,27 @@ class Fails(Again):
 
 
 @pytest.fixture
-def replay_by(monkeypatch):
+def no_gpu(monkeypatch):
+    """Leave out what needs one."""
+    monkeypatch.setattr(_replays, "new_place", lambda device: ())
+    monkeypatch.setattr(_replays, "has_room", lambda device: True)
+    monkeypatch.setattr(_replays, "settle", lambda device: None)
+
+
+@pytest.fixture
+def replay_by(no_gpu, monkeypatch):
     """Let fits replay passes, by recordings of a kind."""
 
     def replay_by(kind):
         kind.replayed, made = 0, []
 
-        @contextmanager
-        def replaying(self):
-            self._replays = _replays.Replays(list(self.trainable().values()), 1e-9)
-            made.append(self._replays)
-            yield
-            self._replays = None
+        def replays(self):
+            trained = list(self.trainable().values())
+            made.append(_replays.Replays(trained, 1e-9))
+            return made[-1]
 
-        monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: None)
         monkeypatch.setattr(_replays, "Recording", kind)
-        monkeypatch.setattr(AdapterNetwork, "replaying", replaying)
+        monkeypatch.setattr(AdapterNetwork, "replays", replays)
         return made
 
     return replay_by
@@ -100,7 +118,7 @@ def assert_same(found, expected):
 
 
 @pytest.mark.parametrize("layers", [None, 1], ids=str)
-@pytest.mark.parametrize("encoder", ["bert", "mpnet", "qwen3", "tiny", "array"])
+@pytest.mark.parametrize("encoder", ["bert", "roberta", "mpnet", "tiny", "array"])
 def test_replayed_passes_train_the_same_model(encoder, layers, plain_folder, replay_by):
     samples = NUMBERS if encoder == "array" else TEXTS
     kind = {"array": ArrayEncoder(), "tiny": "tiny"}.get(encoder)
@@ -130,15 +148,14 @@ def test_recording_that_is_not_the_pass_is_not_used(kind, replay_by):
     assert [replays.able for replays in made] == [False]
 
 
-def test_shapes_are_recorded_when_they_come_for_the_third_time(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: None)
+def test_shapes_are_recorded_when_they_come_for_the_third_time(no_gpu, monkeypatch):
     monkeypatch.setattr(_replays, "Recording", Again)
     monkeypatch.setattr(Again, "replayed", 0)
     weight = torch.nn.Parameter(torch.ones(3, dtype=torch.float64))
     replays = _replays.Replays([weight], 1e-9)
     for n_rows, n_replayed in [(2, 0), (4, 0), (2, 0), (4, 0), (2, 2), (4, 4), (2, 5)]:
         x = torch.randn(n_rows, 3, dtype=torch.float64)
-        found = replays.run(lambda tensors: tensors[0] * weight, [x])
+        found = replays.run(("x",), lambda tensors: tensors[0] * weight, [x])
         torch.testing.assert_close(found.detach(), x)
         (gradient,) = torch.autograd.grad(found.sum(), [weight])
         torch.testing.assert_close(gradient, x.sum(dim=0))
@@ -164,26 +181,125 @@ def test_passes_in_several_parts_are_not_replayed(where, replay_by, monkeypatch)
     assert Again.replayed == 0
 
 
-@pytest.mark.parametrize("adapter", [LoRA(dropout=0.1), "hira", "lora", None], ids=str)
-def test_a_cpu_replays_nothing(adapter):
-    network = fitted(adapter=adapter)._network
-    with network.replaying():
-        assert network._replays is None
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
+def test_nothing_is_replayed_after_an_error_or_interrupt(error, no_gpu, monkeypatch):
+    class Stops(Again):
+        def __init__(self, *what):
+            raise error
+
+    settled = []
+    monkeypatch.setattr(_replays, "Recording", Stops)
+    monkeypatch.setattr(_replays, "settle", settled.append)
+    weight = torch.nn.Parameter(torch.ones(3))
+    replays, ended = _replays.Replays([weight], 1e-4), 0
+    for _ in range(5):
+        try:
+            replays.run((), lambda tensors: tensors[0] * weight, [torch.ones(2, 3)])
+        except KeyboardInterrupt:
+            ended += 1
+    assert not replays.able
+    assert settled == [weight.device]
+    assert ended == (error is KeyboardInterrupt)
 
 
-@pytest.mark.parametrize("family", ["bert", "mpnet", "roberta", "qwen3"])
+class WritesIntoItsBatch(torch.nn.Module):
+    """As a pooling may that leaves a prompt out."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, batch):
+        features = self.inner(batch)
+        batch["attention_mask"][:, :1] = 0
+        return features
+
+
+class Writing(TinyTextEncoder):
+    """Tiny encoder whose module does so."""
+
+    def load(self, **place):
+        other = copy.copy(super().load(**place))
+        other.module, other.root = WritesIntoItsBatch(other.module).eval(), "inner"
+        other._seal = Seal(other.module)
+        return other
+
+
+def test_batch_that_a_pass_writes_into_is_recorded_as_it_came(replay_by):
+    expected = fitted(encoder=Writing(), layers=None)
+    replay_by(Again)
+    assert_same(fitted(encoder=Writing(), layers=None), expected)
+    assert Again.replayed > 5
+
+
+@pytest.mark.parametrize(
+    ("parameters", "replayed"),
+    [
+        ({}, True),
+        ({"encoder": "tiny"}, True),
+        ({"encoder": ArrayEncoder()}, False),
+        ({"encoder": "mpnet"}, False),
+        ({"encoder": "qwen3"}, False),
+        ({"pooling": "cls"}, True),
+        ({"pooling": "lasttoken"}, False),
+        ({"adapter": LoRA(dropout=0.1)}, False),
+        ({"adapter": "hira"}, False),
+        ({"adapter": ["ia3", LoRA()]}, True),
+        ({"adapter": None}, False),
+        ({"adapter": Own()}, False),
+    ],
+    ids=str,
+)
+def test_what_is_known_is_replayed_on_a_gpu(
+    parameters, replayed, plain_folder, monkeypatch
+):
+    given = {"encoder": "bert", **parameters}
+    pooling = given.pop("pooling", None)
+    if given["encoder"] in ("bert", "mpnet", "qwen3"):
+        folder = str(plain_folder(given["encoder"]))
+        given["encoder"] = TextEncoder(folder, pooling=pooling)
+    samples = NUMBERS if isinstance(given["encoder"], ArrayEncoder) else TEXTS
+    network = fitted(samples, **given)._network
+    assert network.replays() is None  # on a CPU nothing is
+    on_a_gpu = network.live._replace(device=torch.device("cuda"))
+    monkeypatch.setattr(network, "_live", on_a_gpu)
+    assert (network.replays() is not None) == replayed
+
+
+def test_fit_leaves_no_gradients():
+    trained = fitted()._network.trainable().values()
+    assert all(tensor.grad is None for tensor in trained)
+
+
+@pytest.mark.parametrize("n_rows", [1, 7, 8, 9, 16, 17])
+def test_objectives_see_the_rows_alone(n_rows, replay_by):
+    network = fitted(batch_size=30)._network
+    items = network.prepare(TEXTS[:n_rows])
+    replay_by(Again)
+    replays = network.replays()
+    expected = network.forward(items)
+    for _ in range(4):
+        found = network.forward(items, replays)
+        torch.testing.assert_close(found, expected)
+    assert replays.able
+
+
+@pytest.mark.parametrize("family", ["bert", "roberta"])
 def test_padding_to_a_number_that_comes_again_changes_rounding_alone(
     family, plain_folder
 ):
-    """As on a GPU; what the model can take is the limit."""
-    encoder = TextEncoder(str(plain_folder(family)))
-    network = fitted(encoder=encoder)._network
+    """What the model can take is the limit."""
+    network = fitted(encoder=str(plain_folder(family)))._network
     backbone = network.live.backbone
-    longest = " ".join(" ".join(TEXTS).split()[:25])
+    longest = " ".join(" ".join(TEXTS).split()[:18])
     items = network.prepare([*TEXTS[:5], longest])
-    expected = network.features(items)
-    backbone._step = 12
-    shapes = [backbone.collate([item])["input_ids"].shape for item in items]
-    assert len(items[-1]["input_ids"]) > 24
-    assert shapes == [(1, 12)] * 5 + [(1, models.MAX_LENGTH)]  # and not 36
-    np.testing.assert_allclose(network.features(items), expected, atol=1e-6)
+    shapes = [backbone.collate_in_steps([i])["input_ids"].shape for i in items]
+    assert shapes == [(1, 16)] * 5 + [(1, models.MAX_LENGTH)]
+    backbone._limit = 28
+    assert backbone.collate_in_steps(items)["input_ids"].shape == (6, 28)
+    with computing(network.live), torch.no_grad():
+        few, many = (
+            network.live.module(collate(items))
+            for collate in (backbone.collate, backbone.collate_in_steps)
+        )
+    torch.testing.assert_close(many, few, atol=1e-9, rtol=0.0)

@@ -35,7 +35,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 
 import joblib
@@ -120,12 +120,12 @@ def step(args, n, replayed):
     network, seconds = clf.fit(X, y)._network, []
     items = sorted(network.prepare(X), key=network.live.backbone.length)[-n - 50 : -50]
     optimizer = torch.optim.AdamW(network.trainable().values(), fused=True)
-    replaying = network.replaying() if replayed else nullcontext()
-    with network.own_context(), replaying:
+    replays = network.replays() if replayed else None
+    with network.own_context():
         for _ in range(35):
             start = time.perf_counter()
             optimizer.zero_grad()
-            network.forward(items).square().mean().backward()
+            network.forward(items, replays).square().mean().backward()
             update(optimizer, 1e-4)
             if torch.cuda.is_available():
                 torch.cuda.synchronize()

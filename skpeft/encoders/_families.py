@@ -51,6 +51,20 @@ ROWWISE = {
     "modernbert",
 }
 
+# Whose passes are the same kernels for every batch of a shape, which a GPU can replay. Code
+# of MPNet, DeBERTa-v2 and Gemma 3 copies numbers from the CPU; decoders may make tables of
+# positions anew.
+STEADY = {
+    "albert",
+    "bert",
+    "camembert",
+    "distilbert",
+    "electra",
+    "modernbert",
+    "roberta",
+    "xlm-roberta",
+}
+
 FAMILIES: dict[str, dict[str, str]] = {
     "bert": _BERT,
     "camembert": _BERT,

@@ -134,6 +134,8 @@ class Backbone:
         inside = f"{root}." if root else ""
         named = chain(self.module.named_parameters(), self.module.named_buffers())
         self.rowwise_features = rowwise and all(n.startswith(inside) for n, _ in named)
+        #: Whether every batch of a shape starts the same kernels, which a GPU can replay.
+        self.steady = False
         self._seal = Seal(self.module)
 
     @property
@@ -153,6 +155,10 @@ class Backbone:
         "attention_mask"; an item of several sequences has one for each, in their order.
         """
         raise NotImplementedError
+
+    def collate_in_steps(self, items: Sequence[Item]) -> dict[str, Tensor]:
+        """Make one batch, padded to a number of tokens that comes again, where that can be."""
+        return self.collate(items)
 
     def windows(self, item: Item) -> list[Item]:
         """What of an item goes through the module, each as an item of its own."""

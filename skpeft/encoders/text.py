@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from skpeft._cloning import ByReference
 from skpeft._validation import HasMethods, Integral, Interval, StrOptions
 from skpeft.encoders import _hub, _registry
-from skpeft.encoders._families import FAMILIES, ROWWISE
+from skpeft.encoders._families import FAMILIES, ROWWISE, STEADY
 from skpeft.encoders.base import (
     LEAST_HEAD_WIDTH,
     Backbone,
@@ -46,8 +46,15 @@ _PROBES = (
 _TEXTS_AT_ONCE = 64
 # Share of texts of which the model may know half of the tokens or less without a warning.
 _FEW_LOST = 0.1
-# On a GPU batches are padded to a multiple of so many tokens, so that shapes come again.
+# Batches whose passes a GPU replays are padded to a multiple of so many tokens.
 _TOKENS_IN_STEP = 16
+# What may follow the transformer where a GPU replays a pass, as `_describe` gives it.
+_STEADY = {
+    ("Pooling", "cls", True),
+    ("Pooling", "mean", True),
+    ("Dense", "None", None),
+    ("Normalize", "None", None),
+}
 # Before the names of what belongs to the second text of a pair.
 _SECOND = "second_"
 
@@ -447,8 +454,7 @@ class TextBackbone(Backbone):
         self._pair = encoder.pair
         self._prompt = weights.prompt if encoder.prompt is None else encoder.prompt
         self._limit = _length_limit(weights)
-        on_gpu = next(whole.parameters()).device.type == "cuda"
-        self._step = _TOKENS_IN_STEP if on_gpu else 1
+        self.steady = _is_steady(config, tail)
         self._max_length = _checked_length(encoder.max_length, weights, self._limit)
         if self._prompt:
             ids = self._tokenize([self._prompt])["input_ids"][0]
@@ -676,7 +682,14 @@ class TextBackbone(Backbone):
         return compare(embeddings[::2], embeddings[1::2])
 
     def collate(self, items: Sequence[Item]) -> dict[str, Tensor]:
-        """Pad to the longest of the batch, on a GPU to a number of tokens that comes again."""
+        """Pad to the longest of the batch."""
+        return self._padded(items, 1)
+
+    def collate_in_steps(self, items: Sequence[Item]) -> dict[str, Tensor]:
+        """Pad to a multiple of 16 tokens, or to what the model can take."""
+        return self._padded(items, _TOKENS_IN_STEP)
+
+    def _padded(self, items: Sequence[Item], step: int) -> dict[str, Tensor]:
         tokenizer = self._weights.tokenizer
         side = tokenizer.padding_side
         batch = {}
@@ -684,8 +697,7 @@ class TextBackbone(Backbone):
             is_id = name.endswith("input_ids")
             fill = (tokenizer.pad_token_id or 0) if is_id else 0
             rows = [item[name] for item in items]
-            longest = max(map(len, rows))
-            length = max(longest, min(longest + -longest % self._step, self._limit))
+            length = min(-(-max(map(len, rows)) // step) * step, self._limit)
             batch[name], mask = pad(rows, fill, side, length)
             if is_id:
                 batch[name.replace("input_ids", "attention_mask")] = mask
@@ -828,6 +840,16 @@ def _is_rowwise(config: Any) -> bool:
     if config.model_type not in ROWWISE:
         return False
     return config.hidden_size // config.num_attention_heads >= LEAST_HEAD_WIDTH
+
+
+def _is_steady(config: Any, tail: Sequence[nn.Module]) -> bool:
+    """Whether every batch of a shape starts the same kernels, as far as is known."""
+    from transformers.utils import import_utils
+
+    # Older versions ask the GPU whether a mask hides anything, also while it is recorded.
+    knows = hasattr(import_utils, "is_cuda_stream_capturing")
+    known = config.model_type in STEADY and all(_describe(p) in _STEADY for p in tail)
+    return knows and known
 
 
 def _n_calls(config: Any) -> int | None:

@@ -108,6 +108,7 @@ class TinyTextBackbone(Backbone):
             rowwise=width // N_HEADS >= LEAST_HEAD_WIDTH,
         )
         self.max_length = max_length
+        self.steady = True
 
     def prepare(self, samples: Sequence) -> list[Item]:
         """Token ids of each text or pair; the first id, 1, stands for the start."""
