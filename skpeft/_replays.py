@@ -18,6 +18,8 @@ _PASSES_BEFORE = 2
 _MAX_RECORDINGS = 32
 # One at a time: who begins a recording waits for the GPU, which would spoil another's.
 _RECORDING = threading.Lock()
+# One for each GPU: torch keeps memory for products on every stream that had some.
+_STREAMS: dict[torch.device, Any] = {}
 
 #: Maps tensors to features, with gradients for what is trained.
 Pass = Callable[[Sequence[Tensor]], Tensor]
@@ -158,7 +160,7 @@ class Replays:
             self.able = self._is_right(found, run, inputs)
         except BaseException as error:
             self.able = False
-            settle(self.trained[0].device)
+            settle(self.trained[0].device, self._place)
             # Of code that copies from the CPU or asks the GPU for numbers, or lack of memory.
             if not isinstance(error, Exception):
                 raise
@@ -203,21 +205,30 @@ def _norm(tensors: Iterable[Tensor]) -> Tensor:
 
 def new_place(device: torch.device) -> tuple:
     """Stream and memory for recordings."""
-    return torch.cuda.Stream(device), torch.cuda.graph_pool_handle()
+    with _RECORDING:
+        if device not in _STREAMS:
+            _STREAMS[device] = torch.cuda.Stream(device)
+    return _STREAMS[device], torch.cuda.graph_pool_handle()
 
 
 def has_room(device: torch.device) -> bool:
     """Whether twice the memory that single passes took at most is free."""
-    took = torch.cuda.max_memory_allocated(device) - torch.cuda.memory_allocated(device)
-    return 2 * took <= torch.cuda.mem_get_info(device)[0]
+    used = torch.cuda.memory_allocated(device)
+    free = (
+        torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device) - used
+    )
+    return 2 * (torch.cuda.max_memory_allocated(device) - used) <= free
 
 
-def settle(device: torch.device) -> None:
-    """Record something that cannot fail.
+def settle(device: torch.device, place: tuple) -> None:
+    """Put right what a recording that failed has left behind in torch.
 
-    A recording that failed leaves torch's own generator of random numbers waiting for the
-    end of one.
+    Its allocator goes on giving memory to that recording, and its own generator of random
+    numbers waits for the end of one: so another is made that cannot fail.
     """
+    with suppress(Exception):  # where there is nothing left
+        torch._C._cuda_endAllocateToPool(device.index, place[1])
+        torch._C._cuda_releasePool(device.index, place[1])
     place = new_place(device)
     with (
         suppress(Exception),

@@ -237,15 +237,11 @@ class SharedPass:
         with torch.no_grad(), ExitStack() as stack:
             for network in asked if at_once else ():
                 stack.enter_context(network.ready())
-            features = self.forward(items, pairs[:, 0], pairs[:, 1], not at_once)
+            features = self._features(items, pairs[:, 0], pairs[:, 1], not at_once)
         return list(features.cpu().numpy()[inverse.reshape(-1)])
 
-    def forward(
-        self,
-        items: Sequence[Item],
-        rows: np.ndarray,
-        owners: np.ndarray,
-        merge: bool = False,
+    def _features(
+        self, items: Sequence[Item], rows: np.ndarray, owners: np.ndarray, merge: bool
     ) -> Tensor:
         """Features (n_pairs, dim) of pairs of an item and a network, each there once.
 

@@ -238,6 +238,8 @@ def epochs(
             loss.backward()
             losses.append(loss.detach())
             update(optimizer, next(rate))
+            # The graph too: no pass could be recorded while nodes of another one are there.
+            del features, loss
         mean = float(torch.stack(losses).mean())
         limit = limit or _EXPLODED * max(float(losses[0]), 1.0)
         finite = torch.stack([p.isfinite().all() for p in parameters]).all()

@@ -331,7 +331,7 @@ def recordings(monkeypatch):
 
 def stepped(encoder, samples, **parameters):
     """Features of a fit of enough small steps for shapes to come again."""
-    own = {"layers": None, "max_epochs": 5, "batch_size": 8, "shrinkage": 0.0}
+    own = {"layers": None, "max_epochs": 10, "batch_size": 12, "shrinkage": 0.0}
     own |= {"device": "cuda", "random_state": 0, "objective": "cross_entropy"}
     clf = AdapterClassifier(encoder, **own | parameters)
     return clf.fit(samples, Y).transform(samples)
@@ -422,13 +422,17 @@ class Besides(TinyTextEncoder):
 @pytest.mark.parametrize("besides", [asks, counts])
 def test_passes_that_cannot_be_replayed_are_not(besides, recordings, monkeypatch):
     monkeypatch.setattr("skpeft._network.KNOWN_CODE", {"skpeft", "torch", "tests"})
-    stream, reserved = torch.cuda.current_stream(), torch.cuda.memory_reserved()
-    features = stepped(Besides(besides), X, precision="float32")
-    assert recordings == [False]
+    stream, reserved = torch.cuda.current_stream(), []
+    for _ in range(3):
+        features = stepped(Besides(besides), X, precision="float32")
+        skpeft.clear_cache()
+        gc.collect()
+        torch.cuda.empty_cache()
+        reserved.append(torch.cuda.memory_reserved())
+    assert recordings == [False] * 3
     assert torch.cuda.current_stream() == stream
     assert torch.rand(2, device="cuda").unique().numel() == 2
-    torch.cuda.empty_cache()
-    assert torch.cuda.memory_reserved() <= reserved + 2**26
+    assert reserved[2] <= reserved[1] + 2**22
     plain = stepped("tiny", X, precision="float32")
     assert recordings[-1]
     if besides is asks:

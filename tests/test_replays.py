@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from skpeft import AdapterClassifier, _network, _replays
+from skpeft import AdapterClassifier, AdapterRegressor, _network, _replays
 from skpeft._network import AdapterNetwork, computing
 from skpeft.adapters import LoRA
 from skpeft.adapters.lora import LoRALinear
 from skpeft.encoders import ArrayEncoder, TextEncoder, TinyTextEncoder
 from skpeft.encoders.base import Seal
+from skpeft.objectives import OBJECTIVES
 from tests import models
 
 TEXTS, LABELS, _ = models.random_rows([1 + i % 8 for i in range(30)])
@@ -41,9 +42,11 @@ class Again:
         return self.features.detach()
 
     def backward(self, gradient):
-        return torch.autograd.grad(
+        found = torch.autograd.grad(
             self.features, self.trained, gradient, allow_unused=True
         )
+        del self.features  # a recording holds no graph
+        return found
 
 
 class Own(LoRA):
@@ -82,7 +85,7 @@ def no_gpu(monkeypatch):
     """Leave out what needs one."""
     monkeypatch.setattr(_replays, "new_place", lambda device: ())
     monkeypatch.setattr(_replays, "has_room", lambda device: True)
-    monkeypatch.setattr(_replays, "settle", lambda device: None)
+    monkeypatch.setattr(_replays, "settle", lambda device, place: None)
 
 
 @pytest.fixture
@@ -189,7 +192,7 @@ def test_nothing_is_replayed_after_an_error_or_interrupt(error, no_gpu, monkeypa
 
     settled = []
     monkeypatch.setattr(_replays, "Recording", Stops)
-    monkeypatch.setattr(_replays, "settle", settled.append)
+    monkeypatch.setattr(_replays, "settle", lambda *what: settled.append(what))
     weight = torch.nn.Parameter(torch.ones(3))
     replays, ended = _replays.Replays([weight], 1e-4), 0
     for _ in range(5):
@@ -198,7 +201,7 @@ def test_nothing_is_replayed_after_an_error_or_interrupt(error, no_gpu, monkeypa
         except KeyboardInterrupt:
             ended += 1
     assert not replays.able
-    assert settled == [weight.device]
+    assert settled == [(weight.device, ())]
     assert ended == (error is KeyboardInterrupt)
 
 
@@ -264,6 +267,41 @@ def test_what_is_known_is_replayed_on_a_gpu(
     on_a_gpu = network.live._replace(device=torch.device("cuda"))
     monkeypatch.setattr(network, "_live", on_a_gpu)
     assert (network.replays() is not None) == replayed
+
+
+@pytest.mark.parametrize("objective", sorted(OBJECTIVES))
+def test_no_graph_of_another_pass_is_there_while_one_is_recorded(
+    objective, replay_by, monkeypatch
+):
+    """Its nodes belong to the usual stream, where nothing may go while another records."""
+    stale = []
+
+    def nodes(trained):
+        return [torch.autograd.graph.get_gradient_edge(p).node for p in trained]
+
+    class Watches(Again):
+        def __init__(self, run, inputs, trained, place):
+            stale.extend("seen" in node.metadata for node in nodes(trained))
+            super().__init__(run, inputs, trained, place)
+
+    run = _replays.Replays.run
+
+    def marks(self, *what):
+        features = run(self, *what)
+        for node in nodes(self.trained):
+            node.metadata["seen"] = True
+        return features
+
+    monkeypatch.setattr(_replays.Replays, "run", marks)
+    replay_by(Watches)
+    kind, y = AdapterClassifier, LABELS
+    if OBJECTIVES[objective].task == "regression":
+        kind, y = AdapterRegressor, np.arange(len(TEXTS))
+    elif OBJECTIVES[objective].task.startswith("multi"):
+        y = np.stack([LABELS == "+", np.arange(len(TEXTS)) % 2], axis=1).astype(int)
+    kind("tiny", **OWN | {"objective": objective}).fit(TEXTS, y)
+    assert stale
+    assert not any(stale)
 
 
 def test_fit_leaves_no_gradients():
