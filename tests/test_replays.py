@@ -8,6 +8,7 @@ import copy
 import numpy as np
 import pytest
 import torch
+from transformers.utils import import_utils
 
 from skpeft import AdapterClassifier, AdapterRegressor, _network, _replays
 from skpeft._network import AdapterNetwork, computing
@@ -266,7 +267,10 @@ def test_what_is_known_is_replayed_on_a_gpu(
     assert network.replays() is None  # on a CPU nothing is
     on_a_gpu = network.live._replace(device=torch.device("cuda"))
     monkeypatch.setattr(network, "_live", on_a_gpu)
-    assert (network.replays() is not None) == replayed
+    # Older versions of transformers ask the GPU whether a mask hides anything.
+    knows = hasattr(import_utils, "is_cuda_stream_capturing")
+    knows = knows or given["encoder"] == "tiny"
+    assert (network.replays() is not None) == (replayed and knows)
 
 
 @pytest.mark.parametrize("objective", sorted(OBJECTIVES))
