@@ -96,9 +96,12 @@ class WithParameters(BaseEstimator):
                 raise ValueError(one_of(name, own, f"parameter of {self}"))
             part = params.get(name, own[name])
             if nested and not hasattr(part, "set_params"):
+                advice = f"Set {name} itself."
+                if name in _OBJECTS:
+                    advice = f"Pass an object as {name}, such as {_OBJECTS[name]}."
                 raise ValueError(
                     f"{key} was given, but {name}={part!r} has no parameters of its own. "
-                    f"Pass an object as {name}, such as {_OBJECTS.get(name, 'LoRA()')}."
+                    f"{advice}"
                 )
         before = self.get_params()
         try:

@@ -317,6 +317,7 @@ def test_wrong_members_of_a_combination_are_refused(members):
             "adapter__rank",
             "'auto' has no parameters.*such as LoRA",
         ),
+        (AdapterClassifier(), "max_epochs__x", r"own\. Set max_epochs itself\."),
         (AdapterClassifier(), "adaptor", "AdapterClassifier.*Did you mean 'adapter'"),
         (AdapterClassifier(), "adaptor__rank", "Did you mean 'adapter'"),
         (AdapterRegressor(), "lr", "'lr' is not a known parameter of AdapterRegressor"),
