@@ -336,7 +336,8 @@ class AdapterNetwork:
         """Inside, gradients, autocast and default device are as training needs them."""
         device = self.live.device
         # A mode of torch, which costs time and takes an interrupt badly: where it is needed.
-        usual = torch.get_default_device() in (torch.device("cpu"), device)
+        # A tensor tells, also of `with torch.device(...)`, which torch 2.5 does not by name.
+        usual = torch.empty(0).device in (torch.device("cpu"), device)
         place = nullcontext() if usual else device
         with torch.enable_grad(), torch.autocast(device.type, enabled=False), place:
             yield
