@@ -243,6 +243,7 @@ def _fit(args):
         random_state=args.seed,
         verbose=1,
     )
+    model = clone(model)  # of clones a fit that is interrupted is not kept
     model.fit(X, y)
     model.set_params(verbose=0).save_pretrained(args.output)
     _note(f"saved in {args.output}")

@@ -44,7 +44,8 @@ class BaseAdapterEstimator(
     """Shared parts of the estimators. Heavy libraries are imported at the first fit."""
 
     _task: ClassVar[str]
-    # Whether an interrupt of the training ends it, and fit goes on with what there is.
+    # Whether an interrupt of the training ends it, and fit goes on with what there is. In
+    # clones, which searches and other meta-estimators fit, it is an interrupt of all they do.
     _keeps_interrupted = True
     _shared_parameters = ("encoder", "callback")
     _parameter_constraints: ClassVar[dict] = {
@@ -546,6 +547,11 @@ class BaseAdapterEstimator(
 
     def __sklearn_is_fitted__(self):
         return hasattr(self, "_network")
+
+    def __sklearn_clone__(self):
+        new = super().__sklearn_clone__()
+        new._keeps_interrupted = False
+        return new
 
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()

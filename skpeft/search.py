@@ -193,6 +193,7 @@ class BaseAdapterCV:
         """Fitted attributes of one candidate on all rows, and that candidate itself."""
         start = time.perf_counter()
         best = self._model(params)
+        best._keeps_interrupted = self._keeps_interrupted
         if hasattr(self, "_skl_callbacks"):  # scikit-learn's watch the last fit
             best.set_callbacks(*self._skl_callbacks)
         best.fit(X, y, sample_weight)
@@ -359,7 +360,6 @@ class Trial(NamedTuple):
         """Score, seconds of fit and of scoring, and what went wrong."""
         train, test = self.fold
         model, start = clone(self.model), time.perf_counter()
-        model._keeps_interrupted = False  # only whole fits are compared
         try:
             model.fit(*self._rows(train))
             between = time.perf_counter()

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import skpeft.__main__
-from skpeft import AdapterClassifier, AdapterRegressor, __version__
+from skpeft import AdapterClassifier, AdapterRegressor, __version__, _training
 from skpeft.__main__ import _parser, main
 
 WORDS = {"air": ["plane", "flight", "wing"], "sea": ["ship", "port", "sail"]}
@@ -448,10 +448,10 @@ def test_warning_is_one_line_on_stderr(model, tmp_path, capsys):
 
 
 def test_interrupt_is_one_line_and_code_130(file, tmp_path, capsys, monkeypatch):
-    def interrupted(*_, **__):
+    def interrupted(*_):
         raise KeyboardInterrupt  # as Ctrl-C does
 
-    monkeypatch.setattr(AdapterClassifier, "fit", interrupted)
+    monkeypatch.setattr(_training, "update", interrupted)
     goal = ("--text", "body", "--label", "team", "-o", tmp_path / "new", *TINY)
     assert main(words("fit", file, *goal)) == 130
     assert capsys.readouterr().err.splitlines()[-1] == "interrupted"

@@ -73,7 +73,13 @@ from sklearn.semi_supervised import SelfTrainingClassifier
 from sklearn.utils import all_estimators
 from sklearn.utils.parallel import Parallel
 
-from skpeft import AdapterClassifier, AdapterRegressor, AdapterScores
+from skpeft import (
+    AdapterClassifier,
+    AdapterClassifierCV,
+    AdapterRegressor,
+    AdapterScores,
+    compare_strategies,
+)
 from skpeft import scores as module
 
 PAGE = Path(__file__).parents[1] / "docs" / "meta_estimators.md"
@@ -776,3 +782,51 @@ def test_scores_of_rows_that_cannot_be_split_are_refused_with_a_remedy():
     folds = AdapterScores(of_one_epoch(), cv=StratifiedKFold(2))
     with pytest.raises(ValueError, match=r"y\[0\] is None: every row needs a label"):
         folds.fit_transform(as_texts(), [None, *LABELS[1:]])
+
+
+# Interrupts ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "run",
+    [
+        lambda clf, X: clone(clf).fit(X, LABELS),
+        lambda clf, X: cross_validate(clf, X, LABELS, cv=2),
+        lambda clf, X: GridSearchCV(clf, {"rank": [1, 2]}, cv=2).fit(X, LABELS),
+        lambda clf, X: OneVsRestClassifier(clf).fit(X, LABELS),
+        lambda clf, X: AdapterScores(clf, cv=2).fit_transform(X, LABELS),
+        lambda clf, X: compare_strategies(X, LABELS, ["lora"], estimator=clf, cv=2),
+    ],
+    ids=["clone", "cross_validate", "search", "one vs rest", "scores", "compare"],
+)
+def test_interrupt_ends_what_fits_clones(run):
+    epochs = []
+
+    def callback(record):
+        epochs.append(record["epoch"])
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(AdapterClassifier("tiny", callback=callback), as_texts())
+    assert epochs == [1]
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_interrupt_of_the_last_fit_of_a_search_keeps_it_unless_that_is_a_clone(nested):
+    epochs = []
+
+    def callback(record):
+        epochs.append(record["epoch"])
+        if len(epochs) == 3:  # two folds of one epoch, then the fit on all rows
+            raise KeyboardInterrupt
+
+    own = {"max_epochs": 1, "shrinkage": 0.0, "random_state": 0}
+    cv = AdapterClassifierCV("tiny", ranks=[2], cv=2, callback=callback, **own)
+    if nested:
+        with pytest.raises(KeyboardInterrupt):
+            cross_validate(cv, as_texts(), LABELS, cv=2)
+    else:
+        with pytest.warns(UserWarning, match="interrupted after 1 of 1 epochs"):
+            cv.fit(as_texts(), LABELS)
+        assert cv.score(as_texts(), LABELS) > 0
+    assert len(epochs) == 3
