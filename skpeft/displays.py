@@ -35,6 +35,16 @@ def _style(i):
     }
 
 
+def _options(kind, given, **ours):
+    """Options for an artist of a kind: ours, but for what was given under any name."""
+    from matplotlib.cbook import normalize_kwargs
+
+    own = normalize_kwargs(given, kind)
+    if "c" in own:  # of `scatter`
+        del ours["color"]
+    return {**normalize_kwargs(ours, kind), **own}
+
+
 class TrainingDisplay:
     """Training loss and validation score over the epochs of a fit.
 
@@ -144,12 +154,13 @@ class TrainingDisplay:
         """
         check_matplotlib_support(f"{type(self).__name__}.plot")
         import matplotlib.pyplot as plt
+        from matplotlib.lines import Line2D
         from matplotlib.ticker import MaxNLocator
 
         if ax is None:
             _, ax = plt.subplots(layout="constrained")
-        epochs, line_kw = np.arange(1, len(self.losses) + 1), line_kw or {}
-        kw = {**_style(0), "label": "Training loss", **line_kw}
+        epochs = np.arange(1, len(self.losses) + 1)
+        kw = _options(Line2D, line_kw, **_style(0), label="Training loss")
         (self.loss_line_,) = ax.plot(epochs, self.losses, **kw)
         ax.set(xlabel="Epoch", ylabel="Training loss")
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -157,7 +168,7 @@ class TrainingDisplay:
         self.score_ax_ = self.score_line_ = self.best_line_ = None
         if self._scores_have_epochs():
             self.score_ax_ = ax.twinx()
-            kw = {**_style(5), "label": "Validation score", **line_kw}
+            kw = _options(Line2D, line_kw, **_style(5), label="Validation score")
             (self.score_line_,) = self.score_ax_.plot(
                 epochs, self.validation_scores, **kw
             )
@@ -354,7 +365,7 @@ class EmbeddingDisplay:
         for i, (name, points) in enumerate(
             [("Frozen encoder", self.frozen), ("Adapted", self.adapted)]
         ):
-            self.points_.append(draw(self.axes_[i], points, scatter_kw or {}))
+            self.points_.append(draw(self.axes_[i], points, scatter_kw))
             names = [f"Component {k}" for k in (1, 2)]
             if self.explained_variance_ratio is not None:
                 shares = self.explained_variance_ratio[i]
@@ -377,20 +388,27 @@ class EmbeddingDisplay:
         return self
 
     def _draw_classes(self, ax, points, kw):
-        return [
-            ax.scatter(
-                *points[self.y == label].T,
-                **{**_style(i), "label": str(label), "s": 18, "alpha": 0.8, **kw},
-            )
-            for i, label in enumerate(np.unique(self.y))
-        ]
+        from matplotlib.collections import PathCollection
+
+        found = []
+        for i, label in enumerate(np.unique(self.y)):
+            ours = {**_style(i), "label": str(label), "s": 18, "alpha": 0.8}
+            own = _options(PathCollection, kw, **ours)
+            found.append(ax.scatter(*points[self.y == label].T, **own))
+        return found
 
     def _draw_numbers(self, ax, points, kw):
         from matplotlib import rcParams
+        from matplotlib.collections import PathCollection
 
+        if kw and {"c", "color"} & kw.keys():
+            raise ValueError(
+                "scatter_kw gives a colour, but that of a point shows its target, a number. "
+                "Give 'cmap', which maps numbers to colours, or leave it out."
+            )
         # The rim keeps both ends of the scale apart from a dark or a white background.
         rim = {"edgecolors": rcParams["text.color"], "linewidths": 0.4}
-        kw = {"cmap": "viridis", "s": 22, **rim, **kw}
+        kw = _options(PathCollection, kw, cmap="viridis", s=22, **rim)
         return [ax.scatter(*points.T, c=self.y, **kw)]
 
 
@@ -480,6 +498,7 @@ class StrategyDisplay:
         """
         check_matplotlib_support(f"{type(self).__name__}.plot")
         import matplotlib.pyplot as plt
+        from matplotlib.lines import Line2D
 
         results = self._checked(cost)
         if ax is None:
@@ -489,13 +508,14 @@ class StrategyDisplay:
                 row[cost],
                 row["mean_test_score"],
                 yerr=row["std_test_score"],
-                **{
+                **_options(
+                    Line2D,
+                    errorbar_kw,
                     **_style(i),
-                    "linestyle": "none",
-                    "capsize": 4,
-                    "label": str(name),
-                    **(errorbar_kw or {}),
-                },
+                    linestyle="none",
+                    capsize=4,
+                    label=str(name),
+                ),
             )
             for i, (name, row) in enumerate(results.iterrows())
         ]

@@ -210,6 +210,8 @@ class AdapterScores(TransformerMixin, BaseEstimator):
                 "smaller cv, or more rows."
             )
         state = self.random_state if self.shuffle else None
+        if self.shuffle and state is None:  # the global generator is left alone
+            state = np.random.RandomState()
         return kind(self.cv, shuffle=self.shuffle, random_state=state)
 
     def get_feature_names_out(self, input_features=None):

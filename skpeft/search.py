@@ -224,7 +224,13 @@ class BaseAdapterCV:
             for values in product(*of)
         ]
         for params in found:
-            self._model(params)._validate_params()
+            try:
+                self._model(params)._validate_params()
+            except ValueError as error:
+                raise type(error)(
+                    f"The candidate {params} cannot be fitted: {error} Each entry of "
+                    "adapters, ranks, layers and learning_rates is one value to be tried."
+                ) from error
         return found
 
     def _model(self, params):
@@ -291,10 +297,15 @@ class BaseAdapterCV:
         float
             By `scoring`; without it accuracy of a classifier, R² of a regressor.
         """
-        self._check_fitted()
-        return check_scoring(self.best_estimator_, self.scoring)(
-            self.best_estimator_, X, y, **given_weights(sample_weight)
-        )
+        best = self._best()
+        scorer = check_scoring(best, self.scoring)
+        return scorer(best, X, y, **given_weights(sample_weight))
+
+    def _best(self):
+        """The best estimator, which looks for its encoder where this one does."""
+        self._found_network()
+        self.best_estimator_.encoder = self.encoder
+        return self.best_estimator_
 
     def _check_fitted(self):
         if hasattr(self, "cv_results_") and not self.__sklearn_is_fitted__():
@@ -313,8 +324,7 @@ class BaseAdapterCV:
             As for the estimator without cross-validation, which reads it too, with its
             `from_pretrained`.
         """
-        self._check_fitted()
-        self.best_estimator_.save_pretrained(folder)
+        self._best().save_pretrained(folder)
 
 
 def _plain(y, checked, kept):
@@ -364,7 +374,14 @@ class Trial(NamedTuple):
             model.fit(*self._rows(train))
             between = time.perf_counter()
             X, y, _ = self._rows(test)
-            score = float(scorer(model, X, y))
+            given = scorer(model, X, y)
+            try:
+                score = float(given)
+            except (TypeError, ValueError) as error:
+                raise TypeError(
+                    f"scoring returned {given!r:.80}; one number is expected, by which the "
+                    "candidates are compared."
+                ) from error
             if np.isnan(score):
                 raise ValueError(
                     f"its score on {len(test)} held-out rows is NaN. Use a scoring that is "

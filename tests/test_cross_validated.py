@@ -2,7 +2,10 @@
 
 import inspect
 import math
+import pickle
+import shutil
 from itertools import pairwise
+from pathlib import Path
 
 import joblib
 import numpy as np
@@ -29,6 +32,7 @@ from skpeft import (
     AdapterRegressor,
     AdapterRegressorCV,
     _training,
+    clear_cache,
     config_context,
 )
 from skpeft.adapters import LoRA
@@ -432,11 +436,42 @@ def test_score_that_is_not_defined_decides_nothing():
     assert np.isfinite(cv.best_score_)
 
 
-@pytest.mark.parametrize("value", ["high", {"f1": 0.5}, None])
+@pytest.mark.parametrize("value", ["high", {"f1": 0.5}, None, np.zeros(2)], ids=str)
 def test_score_that_is_no_number_is_refused(value):
     cv = AdapterClassifierCV(**OWN, ranks=[2], cv=2, scoring=lambda *_: value)
-    with pytest.raises((TypeError, ValueError), match="float"):
+    with pytest.raises(TypeError, match=r"scoring returned .*; one number is expected"):
         cv.fit(TEXTS, LABELS)
+
+
+@pytest.mark.parametrize(
+    ("own", "words"),
+    [
+        ({"ranks": [2, 0]}, "candidate .*'rank': 0.*Each entry of .*ranks"),
+        ({"layers": [0, 1]}, r"candidate .*'layers': 0.*Each entry of .*layers"),
+    ],
+    ids=str,
+)
+def test_candidate_out_of_range_is_named(own, words):
+    with pytest.raises(ValueError, match=words):
+        AdapterClassifierCV(**OWN, **own).fit(TEXTS, LABELS)
+
+
+def test_encoder_that_moved_is_found_by_all_that_is_asked(pooled_folder, tmp_path):
+    first = Path(shutil.copytree(pooled_folder(), tmp_path / "first"))
+    own = OWN | {"encoder": str(first)}
+    state = pickle.dumps(AdapterClassifierCV(**own, ranks=[2], cv=2).fit(TEXTS, LABELS))
+    expected = pickle.loads(state).predict(TEXTS)
+    clear_cache()
+    first.rename(tmp_path / "second")
+
+    def loaded():
+        return pickle.loads(state).set_params(encoder=str(tmp_path / "second"))
+
+    assert loaded().score(TEXTS, expected) == 1
+    loaded().save_pretrained(tmp_path / "model")
+    again = AdapterClassifier.from_pretrained(tmp_path / "model")
+    assert again.encoder == str(tmp_path / "second")
+    np.testing.assert_array_equal(again.predict(TEXTS), expected)
 
 
 def test_no_folds_are_refused():

@@ -63,6 +63,23 @@ def texts_of(legend):
     return [text.get_text() for text in legend.get_texts()]
 
 
+@pytest.mark.parametrize("name", ["c", "color"])
+def test_options_may_have_any_of_their_names(clf, reg, results, name):
+    red, display = {name: "red"}, TrainingDisplay.from_estimator
+    assert display(reg, line_kw=red).loss_line_.get_color() == "red"
+    assert display(reg, line_kw={"lw": 5}).loss_line_.get_linewidth() == 5
+    display = EmbeddingDisplay.from_estimator
+    (points, *_), _ = display(clf, TEXTS, LABELS, scatter_kw=red).points_
+    assert to_rgb(points.get_facecolor()[0][:3]) == to_rgb("red")
+    (points,), _ = display(reg, TEXTS, NUMBERS, scatter_kw={"linewidth": 3}).points_
+    assert points.get_linewidth() == [3]
+    with pytest.raises(ValueError, match="shows its target"):
+        display(reg, TEXTS, NUMBERS, scatter_kw=red)
+    display = StrategyDisplay.from_results
+    assert display(results, errorbar_kw={"ls": "-"}).errorbars_[0][0].get_ls() == "-"
+    assert display(results, errorbar_kw=red).errorbars_[0][0].get_color() == "red"
+
+
 # Training -----------------------------------------------------------------------------
 
 

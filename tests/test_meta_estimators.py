@@ -784,6 +784,13 @@ def test_scores_of_rows_that_cannot_be_split_are_refused_with_a_remedy():
         folds.fit_transform(as_texts(), [None, *LABELS[1:]])
 
 
+def test_scores_without_a_seed_leave_the_global_generator_alone():
+    before, estimator = np.random.get_state(), AdapterClassifier("tiny", max_epochs=1)
+    AdapterScores(estimator, cv=2).fit_transform(as_texts(), LABELS)
+    np.testing.assert_array_equal(np.random.get_state()[1], before[1])
+    assert np.random.get_state()[2:] == before[2:]
+
+
 # Interrupts ---------------------------------------------------------------------------
 
 
