@@ -6,7 +6,7 @@ from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
-_ENTRY_BYTES = 512  # of keys and objects around the tensors of an entry, roughly
+_ENTRY_BYTES = 1024  # of keys and objects around the tensors of an entry, roughly
 #: First part of the keys of entries that are merged weights of a network, and no sample's.
 WEIGHTS = "weights"
 # Those of several networks may take this part of the limit: a fitted model is small, and

@@ -98,16 +98,14 @@ def by_name(encoder: Any) -> Any:
         return clone(encoder).set_params(model=_hub.absolute(model))
     if model is None:
         return encoder
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # it speaks of pickles
-        state = clone(encoder).set_params(include_weights=False).__getstate__()
-    if not isinstance(state["model"], str):
+    name = encoder.known_name()
+    if name is None:
         raise ValueError(
             "The encoder is a loaded model that no name or folder on this machine gives "
             "back, and the saved folder does not hold its weights. Save the model to a "
             "folder, pass that as encoder, and fit again; or use joblib.dump."
         )
-    return clone(encoder).set_params(model=state["model"])
+    return clone(encoder).set_params(model=name)
 
 
 def encoded(value: Any, name: str) -> Any:

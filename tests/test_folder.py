@@ -7,6 +7,7 @@ import pickle
 import shutil
 import subprocess
 import sys
+import warnings
 import zipfile
 from importlib import metadata
 from pathlib import Path
@@ -403,6 +404,24 @@ def test_loaded_model_without_a_name_is_refused(plain_folder, tmp_path):
     clf = fitted(encoder=models.with_pooling(plain_folder(), pooling="max"))
     with pytest.raises(ValueError, match="no name or folder on this machine"):
         clf.save_pretrained(tmp_path / "model")
+
+
+def test_saving_with_a_loaded_encoder_leaves_the_filters_of_warnings_to_other_threads(
+    pooled_folder, tmp_path, monkeypatch
+):
+    from sentence_transformers import SentenceTransformer
+
+    clf = fitted(encoder=SentenceTransformer(str(pooled_folder()), device="cpu"))
+    before, seen, known_name = list(warnings.filters), [], TextEncoder.known_name
+
+    def noted(encoder):
+        seen.append(list(warnings.filters))
+        return known_name(encoder)
+
+    monkeypatch.setattr(TextEncoder, "known_name", noted)
+    clf.save_pretrained(tmp_path / "model")
+    assert seen
+    assert all(filters == before for filters in seen)
 
 
 def test_unfitted_estimator_is_not_saved(tmp_path):

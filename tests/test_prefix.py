@@ -1,14 +1,17 @@
 """Resuming from hidden states below the first adapted block changes no feature."""
 
 import copy
+import gc
 import pickle
 import time
+import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 import torch
 import transformers
+from sklearn.base import clone
 from torch import nn
 
 from skpeft import (
@@ -619,7 +622,7 @@ def test_drop_waits_where_its_own_thread_holds_the_lock():
 
 
 def test_cache_keeps_within_its_limit_and_lets_the_oldest_go():
-    cache = StateCache(3 * (512 + 400))
+    cache = StateCache(3 * (1024 + 400))
     for key in "abc":
         cache.put(key, [torch.zeros(100)])
     assert cache.get("a") is not None
@@ -634,10 +637,40 @@ def test_cache_keeps_within_its_limit_and_lets_the_oldest_go():
     assert (cache.info().n_samples, cache.get("e")) == (3, None)
     cache.drop("d")
     cache.drop("d")
-    assert (cache.info().n_samples, cache.info().n_bytes) == (2, 2 * (512 + 400))
+    assert (cache.info().n_samples, cache.info().n_bytes) == (2, 2 * (1024 + 400))
     cache.put("f", [torch.zeros(1)])
     with cache.limited(0):
         assert cache.info().n_bytes == 0
+
+
+def test_keys_take_no_more_than_what_is_counted_for_them(pooled_folder):
+    clf = AdapterClassifier(str(pooled_folder()), adapter=None)
+    clf.fit(["a b", "c d"], [0, 1])
+    texts = random_texts([20] * 200)
+    clf.predict(texts[:1])
+    tracemalloc.start()
+    before = tracemalloc.get_traced_memory()[0]
+    for text in texts[1:]:
+        clf.predict([text])
+    gc.collect()
+    held = tracemalloc.get_traced_memory()[0] - before  # without the numbers of tensors
+    tracemalloc.stop()
+    info = cache_info()
+    assert info.n_samples >= len(texts)
+    n_bytes = sum(t.nbytes for kept in _cache.STATES._entries.values() for t in kept)
+    assert held < info.n_bytes - n_bytes
+
+
+@pytest.mark.parametrize("n_before", [17, 23, 50])
+def test_module_with_a_single_output_has_the_same_bits_in_any_company(n_before):
+    module = nn.Sequential(nn.Linear(25, 64), nn.Tanh(), nn.Linear(64, 1))
+    reg = AdapterRegressor(ArrayEncoder(module), adapter=None, random_state=0)
+    X = np.random.RandomState(0).randn(403, 25).astype("float32")
+    expected = clone(reg).fit(X, X[:, 0]).predict(X)
+    clear_cache()
+    clone(reg).fit(X[:n_before], X[:n_before, 0])
+    again = clone(reg).fit(X, X[:, 0]).predict(X)
+    np.testing.assert_array_equal(again, expected)
 
 
 def test_limits_of_two_threads_end_in_any_order():
@@ -719,7 +752,7 @@ def test_padding_is_zero_also_beside_rows_without_a_token():
 
 
 def test_merged_weights_of_few_networks_are_kept():
-    size = 512 + 400
+    size = 1024 + 400
     cache = StateCache(32 * size)  # a sixteenth of it are two entries
     for i in range(4):
         cache.put(("sample", i), [torch.zeros(100)])
@@ -728,7 +761,7 @@ def test_merged_weights_of_few_networks_are_kept():
     assert cache.info() == (4, 6 * size, 32 * size, 0, 0)
     cache.put((WEIGHTS, 4), [torch.zeros(1000)])  # more than that, but the last one
     assert [i for i in range(5) if (WEIGHTS, i) in cache] == [4]
-    cache.put((WEIGHTS, 5), [torch.zeros(10_000)])  # beyond the limit itself
+    cache.put((WEIGHTS, 5), [torch.zeros(20_000)])  # beyond the limit itself
     assert (WEIGHTS, 5) not in cache
     assert [i for i in range(4) if ("sample", i) in cache] == [0, 1, 2, 3]
 

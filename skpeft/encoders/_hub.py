@@ -3,6 +3,7 @@
 import functools
 import hashlib
 import importlib.util
+import logging
 import os
 import threading
 from collections.abc import Hashable, Iterator
@@ -150,23 +151,27 @@ def quiet_loading() -> Iterator[None]:
 
     One thread at a time, for levels that another has lowered must not be taken for theirs.
     """
+    from huggingface_hub import constants
     from huggingface_hub import utils as hub
-    from transformers.utils import logging
+    from transformers.utils import logging as bars
 
+    loggers = [logging.getLogger(name) for name in ("transformers", "huggingface_hub")]
+    # The user's environment may insist on bars: then asking for none is a warning.
+    free = constants.HF_HUB_DISABLE_PROGRESS_BARS is not False
     with _loading:
-        bars, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
-        hub_bars = not hub.are_progress_bars_disabled()
-        logging.disable_progress_bar()
-        hub_level = hub.logging.get_verbosity()
-        logging.set_verbosity_error()
-        hub.logging.set_verbosity_error()
-        hub.disable_progress_bars()
+        levels = [logger.level for logger in loggers]
+        had_bars, hub_had = bars.is_progress_bar_enabled(), False
         try:
+            for logger in loggers:
+                logger.setLevel(logging.ERROR)
+            if free:
+                hub_had = not hub.are_progress_bars_disabled()
+                bars.disable_progress_bar()  # the hub's too
             yield
         finally:
-            logging.set_verbosity(level)
-            hub.logging.set_verbosity(hub_level)
-            if bars:
-                logging.enable_progress_bar()
-            if hub_bars:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)
+            if free and had_bars:
+                bars.enable_progress_bar()
+            if hub_had:
                 hub.enable_progress_bars()

@@ -140,6 +140,11 @@ class ArrayEncoder(ByReference, Encoder):
                 family=type(shared).__name__,
                 root="model",
                 probe=probe,
+                # A row times a single column has other bits beside other numbers of rows.
+                rowwise=not any(
+                    isinstance(part, nn.Linear) and part.out_features == 1
+                    for part in shared.modules()
+                ),
             ),
             share=False,
         )

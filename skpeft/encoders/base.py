@@ -127,6 +127,9 @@ class Backbone:
         self.family = family
         self.root = root
         self.probe = probe
+        # Short: it is part of the key of all that is kept.
+        bits = None if probe is None else probe.tobytes()
+        self._probe_digest = bits and hashlib.blake2b(bits, digest_size=16).digest()
         self.n_heads = n_heads
         self.n_calls = n_calls
         self.rowwise = rowwise
@@ -141,8 +144,7 @@ class Backbone:
     @property
     def identity(self) -> tuple:
         """What decides about hidden states: equal for encoders that compute the same."""
-        probe = None if self.probe is None else self.probe.tobytes()
-        return self.fingerprint, probe
+        return self.fingerprint, self._probe_digest
 
     def prepare(self, samples: Sequence) -> list[Item]:
         """Turn samples into items, once per fit or prediction."""

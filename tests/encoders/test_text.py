@@ -5,10 +5,13 @@ import os
 import pickle
 import warnings
 from concurrent.futures import ThreadPoolExecutor
+from logging import ERROR, NOTSET, getLogger
 
 import numpy as np
 import pytest
 import torch
+import transformers
+from huggingface_hub import constants
 from sklearn.base import clone
 from sklearn.metrics.pairwise import cosine_similarity
 from transformers.utils import logging
@@ -367,6 +370,23 @@ def test_text_encoder_with_wrong_parameter_is_refused(parameters, message):
         resolve_encoder(TextEncoder(**parameters))
 
 
+def test_what_a_checkpoint_lacks_is_the_same_in_every_process(tmp_path):
+    folder = tmp_path / "without-pooler"
+    config = models.config_of("roberta")
+    transformers.RobertaForMaskedLM(config).save_pretrained(folder)
+    models.tokenizer_of("roberta").save_pretrained(folder)
+    found, before = [], torch.get_rng_state()
+    for seed in (1, 2):
+        clear_cache()
+        torch.manual_seed(seed)
+        expected = torch.get_rng_state()
+        clf = AdapterClassifier(str(folder), adapter=None).fit(["a b", "c d"], [0, 1])
+        found.append(clf._network.fingerprint)
+        assert torch.equal(torch.get_rng_state(), expected)
+    torch.set_rng_state(before)
+    assert found[0] == found[1]
+
+
 def loudness():
     """Levels and progress bars of the libraries that load a model."""
     from huggingface_hub import utils as hub
@@ -402,6 +422,28 @@ def test_quiet_loading_leaves_levels_and_bars_as_found(level, bars):
         assert inside == [logging.ERROR, False, logging.ERROR, False]
     finally:
         be(*former[:2])
+
+
+def test_quiet_loading_leaves_loggers_that_follow_the_root():
+    loggers = [getLogger(name) for name in ("transformers", "huggingface_hub")]
+    former = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(NOTSET)
+        with quiet_loading():
+            assert [logger.level for logger in loggers] == [ERROR, ERROR]
+        assert [logger.level for logger in loggers] == [NOTSET, NOTSET]
+    finally:
+        for logger, level in zip(loggers, former, strict=True):
+            logger.setLevel(level)
+
+
+def test_quiet_loading_asks_for_no_bars_where_the_environment_wants_them(monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_PROGRESS_BARS", False)
+    before = loudness()
+    with quiet_loading():
+        assert loudness()[1::2] == before[1::2]
+    assert loudness() == before
 
 
 def test_loading_prints_nothing(plain_folder, capfd):
