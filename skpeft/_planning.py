@@ -25,11 +25,13 @@ from skpeft.encoders.base import Encoder, Item
 from skpeft.objectives import Objective
 
 # From so many classes and rows of each on, with fewer rows in all than that, and for so long,
-# adapter="auto" changes whole weights of all blocks.
+# adapter="auto" changes whole weights of all blocks, in steps that are no larger than so many
+# times the adapter's own learning rate.
 _WIDE_CLASSES = 5
-_WIDE_ROWS_EACH = 32
+_WIDE_ROWS_EACH = 16
 _WIDE_ROWS = 1000
 _WIDE_EPOCHS = 3
+_WIDE_PACE = 2.4
 
 
 @dataclass(frozen=True)
@@ -102,7 +104,6 @@ def make_plan(
     seed = estimator._network.seed if goes_on else seed
     network, wide = _widest_network(estimator, encoder, seed, wide, goes_on)
     adapter = network.adapter
-    max_epochs = estimator.max_epochs or (_WIDE_EPOCHS if wide else None)
     start = network.state()
     asks = False
     if adapter is not None and not adapter.frozen:
@@ -119,7 +120,7 @@ def make_plan(
         if objective.needs_predictions:
             start_rows = _start_rows(network, training, objective.task, random_state)
         settings = _settings(
-            estimator, network, objective, training, validation, max_epochs
+            estimator, network, objective, training, validation, wide=wide
         )
     return Plan(
         network=network,
@@ -145,7 +146,7 @@ def make_plan(
 def is_wide(estimator: Any, objective: Objective, y: np.ndarray, goes_on: bool) -> bool:
     """Whether adapter="auto" is HiRA in all blocks, and not LoRA.
 
-    Several classes with some dozen rows each gain from changes of full rank in all blocks,
+    Several classes with a dozen rows each or more gain from changes of full rank in all blocks,
     as full fine-tuning makes them; with fewer rows these learn them by heart, with more
     there are steps enough for a small rank, and for few classes that suffices. What a
     warm start goes on from stays as it is.
@@ -284,7 +285,8 @@ def _settings(
     objective: Objective,
     training: Rows,
     validation: Rows | None,
-    max_epochs: int | None,
+    *,
+    wide: bool,
 ) -> Settings:
     """Settings of the training loop, with each None replaced by what it stands for."""
     assert network.adapter is not None
@@ -304,9 +306,11 @@ def _settings(
                 stacklevel=5,
             )
     n_tokens = float(np.mean(network.lengths(training.items)))
-    n_epochs = max_epochs or objective.default_epochs(n_rows)
+    n_epochs = _WIDE_EPOCHS if wide else objective.default_epochs(n_rows)
+    n_epochs = estimator.max_epochs or n_epochs
     batch_size = batch_size or default_batch_size(objective, n_tokens)
     pace = objective.pace(n_epochs * -(-n_rows // batch_size))
+    pace = min(pace, _WIDE_PACE) if wide else pace
     stops = validation is not None and estimator.early_stopping is not False
     return Settings(
         max_epochs=n_epochs,

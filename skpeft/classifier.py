@@ -107,7 +107,7 @@ class AdapterClassifier(ClassifierMixin, BaseAdapterEstimator):
         "layer_norm" or "ladder", a spec of `skpeft.adapters` or several at once, None for
         the head alone on frozen features, or "full" for every weight of a private copy of
         the encoder. A `LoraConfig`, `HiraConfig` or `IA3Config` of PEFT is translated.
-        "auto" is "lora", but of a classifier that contrasts five classes or more, each of 32
+        "auto" is "lora", but of a classifier that contrasts five classes or more, each of 16
         rows or more and all of fewer than 1,000, "hira" in all blocks for three epochs,
         unless `layers` and `max_epochs` say otherwise; see `adapter_`.
     rank : int or None, default=None
