@@ -96,7 +96,7 @@ def by_name(encoder: Any) -> Any:
     model = getattr(encoder, "model", None)
     if isinstance(model, str):
         return clone(encoder).set_params(model=_hub.absolute(model))
-    if model is None:
+    if not hasattr(encoder, "known_name") or model is None:
         return encoder
     name = encoder.known_name()
     if name is None:

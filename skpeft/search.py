@@ -297,15 +297,20 @@ class BaseAdapterCV:
         float
             By `scoring`; without it accuracy of a classifier, R² of a regressor.
         """
-        best = self._best()
-        scorer = check_scoring(best, self.scoring)
-        return scorer(best, X, y, **given_weights(sample_weight))
-
-    def _best(self):
-        """The best estimator, which looks for its encoder where this one does."""
         self._found_network()
-        self.best_estimator_.encoder = self.encoder
-        return self.best_estimator_
+        return check_scoring(self.best_estimator_, self.scoring)(
+            self.best_estimator_, X, y, **given_weights(sample_weight)
+        )
+
+    def _found_network(self):
+        """As of all estimators; it is the best one's too, which learns of another place."""
+        self._check_fitted()
+        try:
+            return self.best_estimator_._found_network()
+        except OSError:
+            network = super()._found_network()
+            self.best_estimator_.encoder = self.encoder
+            return network
 
     def _check_fitted(self):
         if hasattr(self, "cv_results_") and not self.__sklearn_is_fitted__():
@@ -324,7 +329,8 @@ class BaseAdapterCV:
             As for the estimator without cross-validation, which reads it too, with its
             `from_pretrained`.
         """
-        self._best().save_pretrained(folder)
+        self._found_network()
+        self.best_estimator_.save_pretrained(folder)
 
 
 def _plain(y, checked, kept):

@@ -468,6 +468,12 @@ def test_encoder_that_moved_is_found_by_all_that_is_asked(pooled_folder, tmp_pat
         return pickle.loads(state).set_params(encoder=str(tmp_path / "second"))
 
     assert loaded().score(TEXTS, expected) == 1
+    best = pickle.loads(state)
+    best.best_estimator_.set_params(encoder=str(tmp_path / "second"))
+    assert best.score(TEXTS, expected) == 1
+    found = loaded()
+    found.predict(TEXTS)
+    assert found.best_estimator_.encoder == str(tmp_path / "second")
     loaded().save_pretrained(tmp_path / "model")
     again = AdapterClassifier.from_pretrained(tmp_path / "model")
     assert again.encoder == str(tmp_path / "second")

@@ -661,10 +661,26 @@ def test_keys_take_no_more_than_what_is_counted_for_them(pooled_folder):
     assert held < info.n_bytes - n_bytes
 
 
+class Gated(nn.Module):
+    """Rows times a single column, and none of them comes out."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner, self.gate = nn.Linear(25, 64), nn.Parameter(torch.ones(64))
+
+    def forward(self, x):
+        inner = self.inner(x)
+        return inner * (inner @ self.gate).sigmoid()[:, None]
+
+
 @pytest.mark.parametrize("n_before", [17, 23, 50])
-def test_module_with_a_single_output_has_the_same_bits_in_any_company(n_before):
-    module = nn.Sequential(nn.Linear(25, 64), nn.Tanh(), nn.Linear(64, 1))
-    reg = AdapterRegressor(ArrayEncoder(module), adapter=None, random_state=0)
+@pytest.mark.parametrize(
+    "build",
+    [lambda: nn.Sequential(nn.Linear(25, 64), nn.Tanh(), nn.Linear(64, 1)), Gated],
+    ids=["single output", "gated"],
+)
+def test_module_with_a_single_column_has_the_same_bits_in_any_company(build, n_before):
+    reg = AdapterRegressor(ArrayEncoder(build()), adapter=None, random_state=0)
     X = np.random.RandomState(0).randn(403, 25).astype("float32")
     expected = clone(reg).fit(X, X[:, 0]).predict(X)
     clear_cache()

@@ -179,7 +179,7 @@ def search(args, method, layers):
     X, y, *_ = read(args.data, "trec6")
     rows, found, ranks = draw(y, 16, 0), {}, [2, 4, 8, 16]
     X, y = X.iloc[rows], y.iloc[rows]
-    one = AdapterClassifier(layers=layers, random_state=0)
+    one = AdapterClassifier(adapter="lora", layers=layers, random_state=0)
     if method == "cv":
         own = {"layers": [layers], "cv": 5, "random_state": 0}
         model = AdapterClassifierCV(ranks=ranks, **own)

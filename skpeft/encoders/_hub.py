@@ -160,12 +160,12 @@ def quiet_loading() -> Iterator[None]:
     free = constants.HF_HUB_DISABLE_PROGRESS_BARS is not False
     with _loading:
         levels = [logger.level for logger in loggers]
-        had_bars, hub_had = bars.is_progress_bar_enabled(), False
+        had_bars = bars.is_progress_bar_enabled()
+        hub_had_bars = not hub.are_progress_bars_disabled()
         try:
             for logger in loggers:
                 logger.setLevel(logging.ERROR)
             if free:
-                hub_had = not hub.are_progress_bars_disabled()
                 bars.disable_progress_bar()  # the hub's too
             yield
         finally:
@@ -173,5 +173,7 @@ def quiet_loading() -> Iterator[None]:
                 logger.setLevel(level)
             if free and had_bars:
                 bars.enable_progress_bar()
-            if hub_had:
+                if not hub_had_bars:
+                    hub.disable_progress_bars()
+            elif free and hub_had_bars:
                 hub.enable_progress_bars()

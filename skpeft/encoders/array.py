@@ -140,11 +140,7 @@ class ArrayEncoder(ByReference, Encoder):
                 family=type(shared).__name__,
                 root="model",
                 probe=probe,
-                # A row times a single column has other bits beside other numbers of rows.
-                rowwise=not any(
-                    isinstance(part, nn.Linear) and part.out_features == 1
-                    for part in shared.modules()
-                ),
+                rowwise=_is_rowwise(module, n_features),
             ),
             share=False,
         )
@@ -170,6 +166,22 @@ def _probe_rows(module: nn.Module, n_features: int) -> np.ndarray:
             "module that returns features of shape (batch, dim)."
         )
     return features.float().cpu().numpy()
+
+
+def _is_rowwise(module: nn.Module, n_features: int) -> bool:
+    """Whether rows come out with the same bits beside other numbers of rows.
+
+    Those times a single column do not.
+    """
+    weight = next(module.parameters(), torch.zeros(0))
+    rows = torch.linspace(-1, 1, 96 * n_features, device="cpu").reshape(96, n_features)
+    together = probe_features(module, {"values": rows.to(weight)})
+    return all(
+        torch.equal(
+            probe_features(module, {"values": rows[:n].to(weight)}), together[:n]
+        )
+        for n in (17, 18, 19, 23, 27, 31, 41, 47, 53, 59, 63, 73, 85)
+    )
 
 
 def _structure(module: nn.Module) -> tuple:

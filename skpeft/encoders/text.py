@@ -5,13 +5,13 @@ import threading
 import warnings
 import weakref
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from skpeft._cloning import ByReference
 from skpeft._validation import HasMethods, Integral, Interval, StrOptions
@@ -32,6 +32,9 @@ from skpeft.encoders.base import (
     warn_cut,
 )
 
+# Names of what fills a tensor with random numbers: of tensors, of `torch.nn.init`, and of what
+# transformers puts in its place.
+_DRAWS = ("uniform_", "normal_", "trunc_normal_", "kaiming_uniform_")
 POOLINGS = ("cls", "lasttoken", "max", "mean", "mean_sqrt_len_tokens", "weightedmean")
 # Token ids of these show which tokenizer a model has: case, accents, scripts, digits.
 _PROBES = (
@@ -203,7 +206,7 @@ class TextEncoder(ByReference, Encoder):
 
         folder = _hub.locate(self.model, self.revision)
         try:
-            with _hub.quiet_loading(), drawing_alike():
+            with _hub.quiet_loading(), NothingDrawn():
                 if folder is None:
                     _hub.check_reachable(self.model, self.revision)
                 else:
@@ -264,20 +267,29 @@ class TextEncoder(ByReference, Encoder):
         return state
 
 
-@contextmanager
-def drawing_alike() -> Iterator[None]:
-    """Inside, what is drawn from torch's global generator comes out the same each time.
+class NothingDrawn(TorchFunctionMode):
+    """Inside, what would be filled with random numbers becomes zero.
 
-    Tensors that a checkpoint lacks, such as those of a pooler that nobody asks, are drawn
-    when it is loaded, and count for the fingerprint.
+    A checkpoint may lack tensors, such as those of a pooler that nobody asks. They count
+    for the fingerprint, which is to be the same in all processes and on all machines.
     """
-    generator = torch.default_generator
-    before = generator.get_state()
-    try:
-        generator.manual_seed(0)
-        yield
-    finally:
-        generator.set_state(before)
+
+    able = True
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        """What `func` gives."""
+        kwargs = kwargs or {}
+        if not self.able or getattr(func, "__name__", "") not in _DRAWS:
+            return func(*args, **kwargs)
+        with torch.no_grad():
+            return (args[0] if args else kwargs["tensor"]).zero_()
+
+    def __exit__(self, *error: Any) -> None:
+        """Leave; should an interrupt stop that, nothing becomes zero any more."""
+        self.able = False
+        super().__exit__(*error)
 
 
 class Weights:

@@ -12,6 +12,7 @@ import pytest
 import torch
 import transformers
 from huggingface_hub import constants
+from huggingface_hub.utils import disable_progress_bars, enable_progress_bars
 from sklearn.base import clone
 from sklearn.metrics.pairwise import cosine_similarity
 from transformers.utils import logging
@@ -370,21 +371,29 @@ def test_text_encoder_with_wrong_parameter_is_refused(parameters, message):
         resolve_encoder(TextEncoder(**parameters))
 
 
-def test_what_a_checkpoint_lacks_is_the_same_in_every_process(tmp_path):
+def test_what_a_checkpoint_lacks_is_zero_in_every_process(tmp_path):
     folder = tmp_path / "without-pooler"
     config = models.config_of("roberta")
     transformers.RobertaForMaskedLM(config).save_pretrained(folder)
     models.tokenizer_of("roberta").save_pretrained(folder)
-    found, before = [], torch.get_rng_state()
-    for seed in (1, 2):
-        clear_cache()
-        torch.manual_seed(seed)
-        expected = torch.get_rng_state()
-        clf = AdapterClassifier(str(folder), adapter=None).fit(["a b", "c d"], [0, 1])
-        found.append(clf._network.fingerprint)
-        assert torch.equal(torch.get_rng_state(), expected)
-    torch.set_rng_state(before)
-    assert found[0] == found[1]
+    before = torch.get_rng_state()
+    clf = AdapterClassifier(str(folder), adapter=None).fit(["a b", "c d"], [0, 1])
+    assert torch.equal(torch.get_rng_state(), before)
+    pooler = clf._network.live.module.transformer.pooler
+    assert all(not t.any() for t in pooler.state_dict().values())
+    assert torch.nn.Linear(2, 2).weight.any()  # only while it is loaded
+
+
+def test_projections_are_loaded_without_a_draw(plain_folder, tmp_path):
+    model = models.with_pooling(plain_folder())
+    model.append(models.modules.Dense(models.WIDTH, 8))
+    expected = model.encode(["a b"])
+    model.save(str(tmp_path / "model"), create_model_card=False)
+    before = torch.get_rng_state()
+    encoder = TextEncoder(str(tmp_path / "model"))
+    clf = AdapterClassifier(encoder, adapter=None).fit(["a b", "c d"], [0, 1])
+    assert torch.equal(torch.get_rng_state(), before)
+    np.testing.assert_allclose(clf.transform(["a b"]), expected, atol=1e-5)
 
 
 def loudness():
@@ -401,10 +410,12 @@ def loudness():
 
 @pytest.mark.parametrize("level", [logging.INFO, logging.ERROR])
 @pytest.mark.parametrize("bars", [True, False])
-def test_quiet_loading_leaves_levels_and_bars_as_found(level, bars):
-    def be(level, bars):
+@pytest.mark.parametrize("hub_bars", [True, False])
+def test_quiet_loading_leaves_levels_and_bars_as_found(level, bars, hub_bars):
+    def be(level, bars, hub_bars):
         logging.set_verbosity(level)
         (logging.enable_progress_bar if bars else logging.disable_progress_bar)()
+        (enable_progress_bars if hub_bars else disable_progress_bars)()
 
     def fail_inside():
         with quiet_loading():
@@ -413,15 +424,15 @@ def test_quiet_loading_leaves_levels_and_bars_as_found(level, bars):
 
     inside, former = [], loudness()
     try:
-        be(level, bars)
+        be(level, bars, hub_bars)
         before = loudness()
         with pytest.raises(KeyError):
             fail_inside()
         assert loudness() == before
-        assert before[:2] == (level, bars)
+        assert (*before[:2], before[3]) == (level, bars, hub_bars)
         assert inside == [logging.ERROR, False, logging.ERROR, False]
     finally:
-        be(*former[:2])
+        be(*former[:2], former[3])
 
 
 def test_quiet_loading_leaves_loggers_that_follow_the_root():
