@@ -146,7 +146,7 @@ def make_plan(
 def is_wide(estimator: Any, objective: Objective, y: np.ndarray, goes_on: bool) -> bool:
     """Whether adapter="auto" is HiRA in all blocks, and not LoRA.
 
-    Several classes with a dozen rows each or more gain from changes of full rank in all blocks,
+    Several classes with 16 rows each or more gain from changes of full rank in all blocks,
     as full fine-tuning makes them; with fewer rows these learn them by heart, with more
     there are steps enough for a small rank, and for few classes that suffices. What a
     warm start goes on from stays as it is.
