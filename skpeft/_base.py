@@ -2,7 +2,6 @@
 
 import sys
 import time
-import warnings
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import ClassVar
@@ -28,6 +27,7 @@ from skpeft._validation import (
     check_sample_weight,
     given_weights,
     validate_spec,
+    warn,
 )
 
 # Learned from X before training, and needed by it.
@@ -247,19 +247,15 @@ class BaseAdapterEstimator(
         if isinstance(samples[0], tuple) and y.tolist() in map(
             list, zip(*samples, strict=True)
         ):
-            warnings.warn(
+            warn(
                 "X is read as pairs of texts, and one text of each pair is the target "
                 "itself. Pass the column of texts alone.",
-                UserWarning,
-                stacklevel=4,
             )
         if reset and self._task == "classification" and look_swapped(samples, y):
-            warnings.warn(
+            warn(
                 f"Of {len(y)} rows X has {len(set(samples))} different texts and y "
                 f"{len(set(y))} different labels. If X and y were swapped, it is fit(X, y) "
                 "with the labels last.",
-                UserWarning,
-                stacklevel=4,
             )
         if sample_weight is None:
             return Data(samples, y, None)

@@ -1,11 +1,12 @@
 """The device and the number types that a network computes with."""
 
 import threading
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+
+from skpeft._validation import warn
 
 _LOCK = threading.Lock()
 # Who is inside of `any_shape`, each with what torch was set to before the first of them.
@@ -96,10 +97,8 @@ def warn_slow(device: torch.device, products: torch.dtype | None) -> None:
     ask = getattr(torch.cpu, "get_capabilities", dict)  # older versions cannot tell
     known = [has for name, has in ask().items() if "bf16" in name]
     if device.type == "cpu" and products == torch.bfloat16 and known and not any(known):
-        warnings.warn(
+        warn(
             "precision='bfloat16' was given, but this processor has no instructions for "
             "it, so matrix products are slower and less exact than in float32. Use "
             "precision='auto' or 'float32' here.",
-            UserWarning,
-            stacklevel=3,
         )

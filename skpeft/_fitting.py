@@ -2,7 +2,6 @@
 
 import copy
 import re
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -16,6 +15,7 @@ from skpeft._network import NotFiniteError
 from skpeft._planning import Plan
 from skpeft._shrinkage import HeldOut, Verdict, between, fit_half, judge, validate
 from skpeft._training import History, Rows, train
+from skpeft._validation import warn
 from skpeft.heads import default_head, fit_head, in_units, logits, temper
 
 # How torch says it where it has no kind of its own for it: on a CPU, and on Apple's GPUs.
@@ -86,22 +86,18 @@ def what_is_there_kept(plan: Plan, history: History) -> Iterator[SimpleNamespace
         if not plan.keeps_interrupted:
             raise
         training.interrupted = True
-        warnings.warn(
+        warn(
             f"Training was interrupted after {len(history.losses)} of "
             f"{plan.settings.max_epochs} epochs; the best state so far is kept and the "
             "head is fitted on it.",
-            UserWarning,
-            stacklevel=5,
         )
     except NotFiniteError as error:
         if plan.settings.patience is None or not history.scores:
             raise
         del history.losses[len(history.scores) :]  # of the epoch that had no score
-        warnings.warn(
+        warn(
             f"{error} Training was stopped; the best of the {len(history.scores)} "
             "epochs before is kept.",
-            UserWarning,
-            stacklevel=5,
         )
 
 
@@ -140,11 +136,9 @@ def find_verdict(plan: Plan, n_epochs: int, trained: dict[str, np.ndarray]) -> V
         if isinstance(error, KeyboardInterrupt) and not plan.keeps_interrupted:
             raise
         reason = str(error) or "an interrupt"
-        warnings.warn(
+        warn(
             "How far to trust the adapters could not be found out on held-out rows "
             f"({reason}); they stay as trained. shrinkage=0.0 leaves this step out.",
-            UserWarning,
-            stacklevel=4,
         )
         return _TRUSTED
     return _TRUSTED if evidence is None else judge(evidence, plan.objective.task)

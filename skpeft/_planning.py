@@ -1,6 +1,5 @@
 """From the parameters of an estimator and checked rows to all that a fit needs."""
 
-import warnings
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,6 +18,7 @@ from skpeft._training import (
     default_batch_size,
     rows_to_start,
 )
+from skpeft._validation import warn
 from skpeft.adapters import HiRA, resolve_adapter
 from skpeft.adapters.base import Adapter
 from skpeft.encoders.base import Encoder, Item
@@ -298,12 +298,10 @@ def _settings(
                 "of a batch; give at least 4, so that two rows of two classes fit in."
             )
         if np.bincount(training.targets).max() < 2:
-            warnings.warn(
+            warn(
                 f"No class has two rows, so {objective!r} has nothing to draw together and "
                 "the adapters stay as they are. If X and y were swapped, it is fit(X, y) "
                 "with the labels last; else add rows, or use objective='cross_entropy'.",
-                UserWarning,
-                stacklevel=5,
             )
     n_tokens = float(np.mean(network.lengths(training.items)))
     n_epochs = _WIDE_EPOCHS if wide else objective.default_epochs(n_rows)

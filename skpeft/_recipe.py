@@ -1,13 +1,12 @@
 """Parameters, specs and fitted attributes as JSON: values alone, no code."""
 
 import re
-import warnings
 from typing import Any
 
 import numpy as np
 from sklearn.base import BaseEstimator, clone
 
-from skpeft._validation import one_of
+from skpeft._validation import one_of, warn
 from skpeft.adapters import ADAPTERS, Combination, resolve_adapter
 from skpeft.encoders import ENCODERS, TextEncoder, _hub, resolve_encoder
 from skpeft.objectives import OBJECTIVES
@@ -67,20 +66,16 @@ def encoded_parameters(estimator: Any) -> dict[str, Any]:
     given["head"] = None
     for name, fits in _LEFT_OUT.items():
         if given[name] is not None and fits(given[name]):
-            warnings.warn(
+            warn(
                 f"{name}={given[name]!r} has no form in JSON and is left out: the loaded "
                 f"model has {name}=None, which matters in another fit only.",
-                UserWarning,
-                stacklevel=4,
             )
             given[name] = None
     if getattr(given["encoder"], "include_weights", False):
-        warnings.warn(
+        warn(
             "include_weights=True counts for pickles; the saved folder does not hold the "
             "encoder's weights, which must be found where it is loaded. Keep the encoder "
             "beside it, or use joblib.dump.",
-            UserWarning,
-            stacklevel=4,
         )
     if not isinstance(given["encoder"], str):
         given["encoder"] = by_name(resolve_encoder(given["encoder"]))

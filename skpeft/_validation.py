@@ -1,8 +1,11 @@
-"""Parameter constraints and error messages, shared by estimators and specs.
+"""Parameter constraints, error messages and warnings, shared by estimators and specs.
 
 Where private names of scikit-learn that checks need are imported.
 """
 
+import inspect
+import traceback
+import warnings
 from difflib import get_close_matches
 from numbers import Integral, Real
 
@@ -30,6 +33,7 @@ __all__ = [
     "given_weights",
     "one_of",
     "validate_spec",
+    "warn",
 ]
 
 
@@ -148,3 +152,25 @@ def check_start(spec):
             f"frozen=True was given to {name} without weights, so it would do nothing. "
             f"Use {name}.from_pretrained(folder, frozen=True), or adapter=None."
         )
+
+
+def warn(message, category=UserWarning):
+    """Warn at the line of the user's from which the package was called.
+
+    That is the one before the first of ours: between ours may be lines of other packages,
+    as where a search fits a model.
+
+    Parameters
+    ----------
+    message : str
+        What was seen, and what to do.
+    category : type, default=UserWarning
+        Kind of the warning.
+    """
+    frames = traceback.walk_stack(inspect.currentframe())
+    own = [
+        level
+        for level, (frame, _) in enumerate(frames, start=1)
+        if frame.f_globals.get("__name__", "").startswith("skpeft.")
+    ]
+    warnings.warn(message, category, stacklevel=own[-1] + 1)

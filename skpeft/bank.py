@@ -3,7 +3,7 @@
 import threading
 
 import numpy as np
-from sklearn.utils.validation import check_is_fitted
+from sklearn.exceptions import NotFittedError
 
 from skpeft._base import BaseAdapterEstimator
 from skpeft._data import check_samples
@@ -190,10 +190,12 @@ def _checked(estimators):
 def _check_fitted(estimators):
     """Raise a `NotFittedError` where a task's estimator is not fitted, or no longer."""
     for name, estimator in estimators.items():
-        check_is_fitted(
-            estimator,
-            msg=f"The estimator of task {name!r} is not fitted. Call fit first.",
-        )
+        try:
+            estimator._check_fitted()
+        except NotFittedError as error:
+            raise NotFittedError(
+                f"The estimator of task {name!r} is not fitted. {error}"
+            ) from error
 
 
 def _check_agree(estimators):

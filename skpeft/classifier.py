@@ -1,6 +1,5 @@
 """The classifier."""
 
-import warnings
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -20,7 +19,7 @@ from skpeft._data import (
     n_columns,
     plain_types,
 )
-from skpeft._validation import Integral, StrOptions
+from skpeft._validation import Integral, StrOptions, warn
 
 
 @dataclass(frozen=True)
@@ -381,10 +380,8 @@ class AdapterClassifier(ClassifierMixin, BaseAdapterEstimator):
                 f"{classes[:10]}."
             )
         if absent:
-            warnings.warn(
+            warn(
                 f"label_texts speaks of {absent}, which no row has; these are left out.",
-                UserWarning,
-                stacklevel=4,
             )
         if not texts:
             return data

@@ -1,7 +1,5 @@
 """Pictures of fits and of comparisons, built and used as scikit-learn's displays are."""
 
-import warnings
-
 import numpy as np
 from sklearn.base import is_classifier
 from sklearn.decomposition import PCA
@@ -11,7 +9,7 @@ from sklearn.utils.validation import (
     column_or_1d,
 )
 
-from skpeft._validation import check_matplotlib_support, one_of
+from skpeft._validation import check_matplotlib_support, one_of, warn
 
 # Colours of Okabe and Ito, told apart by colour-blind people too, but for black and
 # yellow, which a dark and a white background swallow. Markers say the same without colour.
@@ -43,6 +41,11 @@ def _options(kind, given, **ours):
     if "c" in own:  # of `scatter`
         del ours["color"]
     return {**normalize_kwargs(ours, kind), **own}
+
+
+def _check_fitted(estimator):
+    """Raise a `NotFittedError` as scikit-learn does; estimators of ours say why."""
+    getattr(estimator, "_check_fitted", lambda: check_is_fitted(estimator))()
 
 
 class TrainingDisplay:
@@ -119,7 +122,7 @@ class TrainingDisplay:
             If nothing was trained.
         """
         check_matplotlib_support(f"{cls.__name__}.from_estimator")
-        check_is_fitted(estimator)
+        _check_fitted(estimator)
         losses = getattr(estimator, "loss_curve_", None)
         if losses is None:
             raise ValueError(
@@ -191,12 +194,10 @@ class TrainingDisplay:
             return False
         if len(self.validation_scores) == len(self.losses):
             return True
-        warnings.warn(
+        warn(
             f"There are {len(self.validation_scores)} validation scores for "
             f"{len(self.losses)} epochs, as after warm_start=True with validation rows in "
             "some fits alone; the scores are left out.",
-            UserWarning,
-            stacklevel=3,
         )
         return False
 
@@ -288,7 +289,7 @@ class EmbeddingDisplay:
             If the estimator has no frozen features.
         """
         check_matplotlib_support(f"{cls.__name__}.from_estimator")
-        check_is_fitted(estimator)
+        _check_fitted(estimator)
         if not hasattr(estimator, "transform_frozen"):
             raise TypeError(
                 f"estimator is a {type(estimator).__name__}, which has no frozen features "

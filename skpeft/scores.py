@@ -1,6 +1,5 @@
 """Scores of an estimator as features of another one, out of fold where rows were seen."""
 
-import warnings
 from collections import Counter
 from collections.abc import Iterable
 from typing import ClassVar
@@ -16,7 +15,7 @@ from sklearn.utils.parallel import Parallel, delayed
 from sklearn.utils.validation import _num_samples, check_is_fitted
 
 from skpeft._data import check_labels, n_columns
-from skpeft._validation import HasMethods, Integral, given_weights
+from skpeft._validation import HasMethods, Integral, given_weights, warn
 from skpeft.heads import ask
 
 
@@ -309,9 +308,8 @@ def _tell_absent(known, classes):
     """Warn of folds whose training rows lack a class."""
     n_short = sum(_n_classes(some) < _n_classes(classes) for some in known)
     if n_short:
-        warnings.warn(
+        warn(
             f"The training rows of {n_short} of {len(known)} folds lack a class, whose "
             "probability is 0 in these folds. Give more rows of it, or another cv.",
             RuntimeWarning,
-            stacklevel=5,
         )

@@ -1,7 +1,6 @@
 """Estimators that choose their adapter by cross-validation."""
 
 import time
-import warnings
 from collections.abc import Iterable
 from itertools import groupby, product
 from operator import itemgetter
@@ -16,7 +15,7 @@ from sklearn.utils import _safe_indexing
 from sklearn.utils.parallel import Parallel, delayed
 from sklearn.utils.validation import indexable
 
-from skpeft._validation import Integral, check_sample_weight, given_weights
+from skpeft._validation import Integral, check_sample_weight, given_weights, warn
 from skpeft.classifier import AdapterClassifier
 from skpeft.regressor import AdapterRegressor
 
@@ -79,7 +78,8 @@ class BaseAdapterCV:
         """Cross-validate the candidates, then fit the best on all rows.
 
         An error leaves an earlier fit as it was. An interrupt ends the search, and leaves
-        nothing; in the last fit it ends the training, and the best state so far is kept.
+        nothing; in the last fit it ends the training, and the best state so far is kept,
+        but not by what `clone` made.
 
         Parameters
         ----------
@@ -355,7 +355,7 @@ def _tell_failures(errors, n_left, some_out):
     for fold, error in errors.values():
         if fold < last:
             message = f"A candidate failed in fold {fold} and is out: {error}"
-            warnings.warn(message, FitFailedWarning, stacklevel=5)
+            warn(message, FitFailedWarning)
     if raised is not None:
         if some_out:
             raised.add_note(

@@ -27,15 +27,19 @@ from sklearn.model_selection import (
 )
 
 from skpeft import (
+    AdapterBank,
     AdapterClassifier,
     AdapterClassifierCV,
     AdapterRegressor,
     AdapterRegressorCV,
+    EmbeddingDisplay,
+    TrainingDisplay,
     _training,
     clear_cache,
     config_context,
 )
 from skpeft.adapters import LoRA
+from skpeft.encoders import TinyTextEncoder
 from skpeft.search import survivors
 from tests.models import random_rows
 
@@ -280,6 +284,17 @@ def test_candidate_that_fails_is_out_with_a_warning():
     assert cv.cv_results_["rank_test_score"].tolist() == [1, 2]
 
 
+def test_warnings_of_a_search_stand_at_the_line_that_asked_for_it():
+    encoder = TinyTextEncoder(max_length=4)  # cuts them all, in each of five fits
+    cv = AdapterClassifierCV(
+        encoder, ranks=[2, 4], cv=2, max_epochs=1, eliminate=False, random_state=0
+    )
+    with pytest.warns(UserWarning, match="were cut") as told:
+        cv.fit(TEXTS, LABELS)
+    line = inspect.currentframe().f_lineno - 1
+    assert {(w.filename, w.lineno) for w in told} == {(__file__, line)}
+
+
 def test_candidate_that_failed_is_not_fitted_again():
     fits = []
 
@@ -351,6 +366,13 @@ def test_without_refit_nothing_is_predicted():
     for ask in (cv.predict, lambda X: cv.score(X, LABELS), cv.transform):
         with pytest.raises(NotFittedError, match="refit=False was given"):
             ask(TEXTS)
+    for show in (
+        lambda: AdapterBank({"tone": cv}),
+        lambda: TrainingDisplay.from_estimator(cv),
+        lambda: EmbeddingDisplay.from_estimator(cv, TEXTS, LABELS),
+    ):
+        with pytest.raises(NotFittedError, match="refit=False was given"):
+            show()
     assert "refit=False" in cv._repr_html_()
     cv.set_params(refit=True).fit(TEXTS, LABELS)
     expected = cv.predict(TEXTS)

@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Sequence
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -149,10 +150,8 @@ class ArrayEncoder(ByReference, Encoder):
 
 def _probe_rows(module: nn.Module, n_features: int) -> np.ndarray:
     """Features of three fixed rows, which also show that the module fits the contract."""
-    weight = next(module.parameters(), torch.zeros(0))
-    rows = torch.linspace(-1, 1, 3 * n_features, device="cpu").reshape(3, n_features)
     try:
-        features = probe_features(module, {"values": rows.to(weight)})
+        features = _features_of(module, _trial_rows(module, 3, n_features))
     except RuntimeError as error:
         raise ValueError(
             f"The module given to ArrayEncoder cannot take rows of {n_features} numbers "
@@ -173,15 +172,24 @@ def _is_rowwise(module: nn.Module, n_features: int) -> bool:
 
     Those times a single column do not.
     """
-    weight = next(module.parameters(), torch.zeros(0))
-    rows = torch.linspace(-1, 1, 96 * n_features, device="cpu").reshape(96, n_features)
-    together = probe_features(module, {"values": rows.to(weight)})
+    rows = _trial_rows(module, 96, n_features)
+    together = _features_of(module, rows)
     return all(
-        torch.equal(
-            probe_features(module, {"values": rows[:n].to(weight)}), together[:n]
-        )
+        torch.equal(_features_of(module, rows[:n]), together[:n])
         for n in (17, 18, 19, 23, 27, 31, 41, 47, 53, 59, 63, 73, 85)
     )
+
+
+def _trial_rows(module: nn.Module, n_rows: int, n_features: int) -> Tensor:
+    """Fixed rows of numbers, of the type and in the place of a module's weights."""
+    weight = next(module.parameters(), torch.zeros(0))
+    numbers = torch.linspace(-1, 1, n_rows * n_features, device="cpu")
+    return numbers.reshape(n_rows, n_features).to(weight)
+
+
+def _features_of(module: nn.Module, rows: Tensor) -> Any:
+    """What a module makes of rows."""
+    return probe_features(module, {"values": rows})
 
 
 def _structure(module: nn.Module) -> tuple:

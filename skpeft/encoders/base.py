@@ -3,7 +3,6 @@
 import copy
 import hashlib
 import math
-import warnings
 from collections.abc import Iterator, Sequence
 from itertools import chain
 from typing import Any, ClassVar
@@ -12,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from skpeft._validation import WithParameters, validate_spec
+from skpeft._validation import WithParameters, validate_spec, warn
 
 #: One prepared sample: arrays by the name under which the module takes them.
 Item = dict[str, Any]
@@ -226,12 +225,10 @@ class Backbone:
 def warn_cut(n_cut: int, n_samples: int, max_length: int, remedy: str) -> None:
     """Tell that samples were cut, where any were."""
     if n_cut:
-        warnings.warn(
+        warn(
             f"{n_cut} of {n_samples} texts ({n_cut / n_samples:.0%}) are longer than "
             f"max_length={max_length} tokens and were cut; what is beyond is not read. "
             + remedy,
-            UserWarning,
-            stacklevel=3,
         )
 
 

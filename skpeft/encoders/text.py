@@ -2,7 +2,6 @@
 
 import copy
 import threading
-import warnings
 import weakref
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from pathlib import Path
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from skpeft._cloning import ByReference
-from skpeft._validation import HasMethods, Integral, Interval, StrOptions
+from skpeft._validation import HasMethods, Integral, Interval, StrOptions, warn
 from skpeft.encoders import _hub, _registry
 from skpeft.encoders._families import FAMILIES, ROWWISE, STEADY
 from skpeft.encoders.base import (
@@ -34,7 +33,7 @@ from skpeft.encoders.base import (
 
 # Names of what fills a tensor with random numbers: of tensors, of `torch.nn.init`, and of what
 # transformers puts in its place.
-_DRAWS = ("uniform_", "normal_", "trunc_normal_", "kaiming_uniform_")
+_DRAWS = ("uniform_", "normal_", "kaiming_uniform_")
 POOLINGS = ("cls", "lasttoken", "max", "mean", "mean_sqrt_len_tokens", "weightedmean")
 # Token ids of these show which tokenizer a model has: case, accents, scripts, digits.
 _PROBES = (
@@ -255,13 +254,11 @@ class TextEncoder(ByReference, Encoder):
         fingerprint, probe = _content(self.model)
         key = (fingerprint, probe.tobytes())
         if not self.include_weights and key not in _packed:  # once a pickle
-            warnings.warn(
+            warn(
                 "The encoder is a loaded model that no name or folder on this machine "
                 "gives back, so the pickle carries all its weights. Save the model to a "
                 "folder and pass that as encoder for a small file, or set "
                 "include_weights=True in TextEncoder to silence this warning.",
-                UserWarning,
-                stacklevel=2,
             )
         state["model"] = _pack(key, lambda: copy.deepcopy(self.model).cpu())
         return state
@@ -592,13 +589,11 @@ class TextBackbone(Backbone):
         n_own = np.array([len(row) for row in rows]) - n_special
         n_lost = np.count_nonzero(2 * np.array(n_unknown) >= np.maximum(n_own, 1))
         if n_lost > _FEW_LOST * len(rows):
-            warnings.warn(
+            warn(
                 f"Of {n_lost} of {len(rows)} texts ({n_lost / len(rows):.0%}) the encoder "
                 "knows at most half of the tokens, as with emoji or the letters of another "
                 "language, and what it does not know reads all the same. Give an encoder "
                 "that was trained on such texts, such as a multilingual one.",
-                UserWarning,
-                stacklevel=4,
             )
 
     def _ids(self, texts: Sequence[str]) -> list[np.ndarray]:
