@@ -22,7 +22,7 @@ from skpeft import (
 from skpeft._network import AdapterNetwork
 from skpeft.adapters import BitFit, LoRA
 from skpeft.encoders import FAMILIES, TextEncoder, TinyTextEncoder
-from skpeft.encoders.text import POOLINGS
+from skpeft.encoders._text import POOLINGS
 from tests import models
 
 CPU = torch.device("cpu")

@@ -19,8 +19,8 @@ from sklearn.base import clone
 
 from skpeft import AdapterClassifier, clear_cache
 from skpeft.encoders import ArrayEncoder, TextEncoder, TinyTextEncoder, _registry
+from skpeft.encoders._text import Weights
 from skpeft.encoders.base import Seal
-from skpeft.encoders.text import Weights
 from tests import models
 
 LABELS = [0, 1, 0, 1, 0, 1, 0]

@@ -21,7 +21,7 @@ from skpeft import AdapterClassifier, clear_cache
 from skpeft.adapters import ADAPTERS
 from skpeft.encoders import FAMILIES, TextEncoder, resolve_encoder
 from skpeft.encoders._hub import quiet_loading
-from skpeft.encoders.text import POOLINGS
+from skpeft.encoders._text import POOLINGS
 from tests import models
 
 CPU = torch.device("cpu")
