@@ -138,7 +138,7 @@ def _parser():
         type=_adapter,
         action="append",
         help='may be given several times; "none" is a linear model on the frozen encoder '
-        "(default: none, lora, full)",
+        "(default: none, auto, full)",
     )
     compare.add_argument("--cv", type=_folds, default=5, help="folds (default 5)")
     info = command(_info, "tell what is known of a saved model")
@@ -212,7 +212,7 @@ def _adapter(text):
         raise argparse.ArgumentTypeError(
             f'{text!r} was given; expected is the name of an adapter, or "none"'
         )
-    return None if text == "none" else text
+    return None if text.lower() == "none" else text
 
 
 # Commands
@@ -339,7 +339,7 @@ def _compare(args):
         results = compare_strategies(
             X,
             y,
-            args.adapter or [None, "lora", "full"],
+            args.adapter or [None, "auto", "full"],
             estimator=kind(args.encoder, random_state=args.seed),
             cv=args.cv,
             verbose=1,

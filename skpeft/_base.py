@@ -66,7 +66,7 @@ class BaseAdapterEstimator(
             None,
         ],
         "objective": [str, HasMethods(["value"])],
-        "head": [HasMethods(["fit", "predict"]), None],
+        "head": [HasMethods(["fit"]), None],  # some have `predict` once they are fitted
         "max_epochs": [Interval(Integral, 1, None, closed="left"), None],
         "batch_size": [Interval(Integral, 1, None, closed="left"), None],
         "learning_rate": [Interval(Real, 0, 1e30, closed="right"), None],
@@ -140,12 +140,13 @@ class BaseAdapterEstimator(
             with _fitting.memory_error_explained(self.batch_size):
                 plan, target = self._check_all(X, y, sample_weight, validation)
         except Exception:  # refused: an earlier fit stays whole
-            vars(self).clear()
+            self._forget()
             vars(self).update(former)
             raise
         except BaseException:  # an interrupt: this fit was wanted, not the earlier one
             self._forget()
             raise
+        del former  # its network need not stay in memory beside the new one
         given = given_weights(sample_weight)
         try:  # from here on, fit succeeds or leaves nothing
             self._forget(*_OF_INPUT)
@@ -305,6 +306,12 @@ class BaseAdapterEstimator(
         from skpeft.heads import weight_argument
 
         wrong = is_regressor if self._task == "classification" else is_classifier
+        if self.head is not None and not hasattr(type(self.head), "predict"):
+            raise ValueError(
+                f"head={self.head!r} has no predict; a scikit-learn estimator that does "
+                f"{self._task} is "
+                "expected, or a pipeline that ends in one."
+            )
         if self.head is not None and wrong(self.head):
             raise ValueError(
                 f"head={self.head!r} was given to {type(self).__name__}; the head of a "
@@ -329,6 +336,8 @@ class BaseAdapterEstimator(
         from skpeft.encoders import resolve_encoder
 
         self._check_fitted()
+        if not self._network.is_live:  # loaded, perhaps where there is no such device
+            self._network.device = self.device
         try:
             _ = self._network.live
         except OSError:  # not where it was at fit: perhaps the parameter was corrected

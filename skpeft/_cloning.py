@@ -36,6 +36,11 @@ class ByReference:
             setattr(new, name, value)
         return new
 
+    def __copy__(self):
+        new = object.__new__(type(self))  # not by way of the state for pickles
+        vars(new).update(vars(self))
+        return new
+
     def __deepcopy__(self, memo):
         memo.update({id(value): value for value in self._shared_values().values()})
         new = object.__new__(type(self))

@@ -145,7 +145,8 @@ class Predictor(nn.Module):
     def __init__(self, encoder: nn.Module, head: LinearMap, reader: Backbone) -> None:
         super().__init__()
         self.encoder = encoder
-        self.head = head.layer(next(encoder.parameters()).device)
+        weight = next(encoder.parameters(), torch.zeros(0))  # there may be none
+        self.head = head.layer(weight.device)
         self.one_column = head.one_column
         self._reader = reader
 

@@ -196,6 +196,8 @@ def _check_agreement(fitted: dict[str, Any], network: dict[str, Any]) -> None:
     if classes is not None:
         labels.append(np.arange(len(classes)))  # of several labels a row: their columns
     known: Any = getattr(head, "classes_", classes)
+    if isinstance(known, list):  # of heads of several labels: the values of each
+        known = np.arange(len(known))
     agree = {
         "n_features_in_": fitted["n_features_in_"] == network["n_features"],
         "n_epochs_": fitted["n_epochs_"] == len(fitted["loss_curve_"]),

@@ -1,6 +1,5 @@
 """An encoder with adapters in it: shares what is frozen, owns what is trained."""
 
-import copy
 import hashlib
 import threading
 import weakref
@@ -148,6 +147,11 @@ class AdapterNetwork:
                     self._stored = None  # now: what stops a build must lose nothing
         return self._live
 
+    @property
+    def is_live(self) -> bool:
+        """Whether the parts are in memory."""
+        return self._live is not None
+
     @torch.inference_mode(False)  # inference tensors could not be trained on
     def _build(self) -> Live:
         device = resolve_device(self.device)
@@ -266,8 +270,9 @@ class AdapterNetwork:
 
     def state(self) -> dict[str, np.ndarray]:
         """Copies of the trainable tensors as arrays on the CPU."""
-        if self._live is None and self._stored is not None:
-            return self._stored
+        stored = self._stored  # read once: another thread may be building
+        if self._live is None and stored is not None:
+            return stored
         return {
             name: tensor.detach().to("cpu", copy=True).numpy()
             for name, tensor in self.trainable().items()
@@ -660,12 +665,6 @@ class AdapterNetwork:
                 "is damaged or was edited. Copy or download it again, or fit anew."
             )
         self._take(state)
-
-    def __deepcopy__(self, memo: dict) -> "AdapterNetwork":
-        new = object.__new__(type(self))
-        memo[id(self)] = new
-        new._take(copy.deepcopy(self._state(), memo))
-        return new
 
     def _state(self) -> dict[str, Any]:
         """What describes the network, and copies of its trained tensors."""

@@ -111,7 +111,8 @@ def make_plan(
     rows, validation = _prepare(estimator, network, data, held_out, target, asks)
     past = _go_on(estimator, network, start) if goes_on else History()
     training = rows
-    if held_out is None and estimator.early_stopping is True:
+    asks_split = not isinstance(estimator.early_stopping, str)  # "auto"
+    if held_out is None and asks_split and estimator.early_stopping:
         training, validation = _split(
             rows, objective.task, estimator.validation_fraction, random_state
         )
@@ -148,13 +149,14 @@ def is_wide(estimator: Any, objective: Objective, y: np.ndarray, goes_on: bool) 
 
     Several classes with 16 rows each or more gain from changes of full rank in all blocks,
     as full fine-tuning makes them; with fewer rows these learn them by heart, with more
-    there are steps enough for a small rank, and for few classes that suffices. What a
-    warm start goes on from stays as it is.
+    there are steps enough for a small rank, and for few classes that suffices. A rank that
+    is given is that of LoRA, so that ranks are compared and not methods. What a warm start
+    goes on from stays as it is.
 
     Parameters
     ----------
     estimator : estimator
-        Its `adapter` may be "auto".
+        Its `adapter` may be "auto", its `rank` None.
     objective : Objective
         Whether it contrasts classes.
     y : ndarray
@@ -166,7 +168,7 @@ def is_wide(estimator: Any, objective: Objective, y: np.ndarray, goes_on: bool) 
         return False
     if goes_on:
         return isinstance(estimator._network.adapter, HiRA)
-    return objective.balanced_batches and _suffices(y)
+    return estimator.rank is None and objective.balanced_batches and _suffices(y)
 
 
 def _suffices(y: np.ndarray) -> bool:
@@ -199,7 +201,7 @@ def _network(
     return AdapterNetwork(
         encoder,
         resolve_adapter(estimator.adapter, estimator.rank, wide=wide),
-        None if everywhere else estimator.layers,
+        None if everywhere else clone(estimator.layers, safe=False),
         n_features=estimator.n_features_in_,
         device=estimator.device,
         precision=estimator.precision,
@@ -276,7 +278,8 @@ def _split(
             "that have weight 0 by class_weight, so nothing can be seen on them. Give "
             "X_val and y_val, a larger validation_fraction, or early_stopping=False."
         )
-    return rows.take(rows.with_hints(kept)), rows.take(left)
+    training = replace(rows.take(rows.with_hints(kept)), n_hints=rows.n_hints)
+    return training, rows.take(left)
 
 
 def _settings(
@@ -309,7 +312,7 @@ def _settings(
     batch_size = batch_size or default_batch_size(objective, n_tokens)
     pace = objective.pace(n_epochs * -(-n_rows // batch_size))
     pace = min(pace, _WIDE_PACE) if wide else pace
-    stops = validation is not None and estimator.early_stopping is not False
+    stops = validation is not None and estimator.early_stopping
     return Settings(
         max_epochs=n_epochs,
         batch_size=batch_size,

@@ -34,6 +34,8 @@ class StandIn(nn.Module):
         try:
             return super().__getattr__(name)
         except AttributeError:
+            if name.startswith("__"):  # such as how the block is copied
+                raise
             return getattr(self.__dict__["block"], name)
 
 

@@ -117,7 +117,7 @@ def fit_half(
         return None
     network.load_state(start)
     plain = replace(settings, patience=None, callback=None, title="held-out check")
-    half, start_rows = rows.take(fitted), None
+    half, start_rows = replace(rows.take(fitted), n_hints=rows.n_hints), None
     if objective.needs_predictions:
         start_rows = rows_to_start(half, objective.task, random_state)
     train(network, half, objective, plain, random_state, History(), start=start_rows)

@@ -65,7 +65,24 @@ def attach(
                 else:
                     where, name = blocks[i], table[role]
                 where.set_submodule(name, layer)
+    _leave_fast_path(module)
     return indices[0]
+
+
+def _leave_fast_path(module: nn.Module) -> None:
+    """Let torch's own encoder layers call what they hold.
+
+    Without gradients they hand the weights of their linear layers to one kernel, past the
+    adapters, unless there is a hook.
+    """
+    for part in module.modules():
+        adapted = any(isinstance(inner, AdaptedLayer) for inner in part.modules())
+        if isinstance(part, nn.TransformerEncoderLayer) and adapted:
+            part.register_forward_pre_hook(_do_nothing)
+
+
+def _do_nothing(*_: Any) -> None:
+    """Hook, by a name so that it can be pickled."""
 
 
 def _check_parts(layer: AdaptedLayer, adapter: Adapter) -> None:

@@ -15,6 +15,7 @@ from tqdm import tqdm
 from skpeft._data import balanced_batches, shuffled_batches
 from skpeft._device import moved
 from skpeft._network import AdapterNetwork, NotFiniteError
+from skpeft._validation import warn
 from skpeft.encoders.base import Item
 from skpeft.heads import closed_form
 from skpeft.objectives import Objective
@@ -228,14 +229,17 @@ def epochs(
     n_batches = -(-len(rows.items) // settings.batch_size)
     rate = schedule(settings, n_batches * settings.max_epochs)
     limit, unit, replays = 0.0, float(rows.weights.mean()), network.replays()
-    for _ in range(settings.max_epochs):
-        losses = []
+    for epoch in range(settings.max_epochs):
+        losses: list[Tensor] = []
         for numbers in batches(rows, lengths, objective, settings, random_state):
             batch = rows.take(numbers)
             optimizer.zero_grad()
             features = network.forward(batch.items, replays)
             loss = mean_objective(features, linear, batch, objective, unit)
-            loss.backward()
+            if loss.requires_grad:
+                loss.backward()
+            if not (epoch or losses):
+                tell_idle(network)
             losses.append(loss.detach())
             update(optimizer, next(rate))
             # The graph too: no pass could be recorded while nodes of another one are there.
@@ -251,6 +255,40 @@ def epochs(
                 "lower one."
             )
         yield mean
+
+
+def tell_idle(network: AdapterNetwork) -> None:
+    """After a step back, name layers of adapters to which it has not come.
+
+    Raises
+    ------
+    ValueError
+        If it has come to none.
+    """
+    trained = network.trainable()
+    if network.adapter is not None and network.adapter.trains_encoder:
+        return  # some weights of an encoder are for other uses
+    reached = {
+        _layer(name) for name, tensor in trained.items() if tensor.grad is not None
+    }
+    idle = [
+        place for place in dict.fromkeys(map(_layer, trained)) if place not in reached
+    ]
+    if not idle:
+        return
+    message = (
+        f"The adapters at {idle} take no part in what is minimised. The code of the encoder "
+        "probably leaves these layers out, or reads their weights and does not call them. "
+        "Leave their roles out of the adapter, or give other layers."
+    )
+    if not reached:
+        raise ValueError(message)
+    warn(message)
+
+
+def _layer(name: str) -> str:
+    """Path of the layer that holds a tensor."""
+    return name.rpartition(".")[0]
 
 
 def default_batch_size(objective: Objective, n_tokens: float) -> int:

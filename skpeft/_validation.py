@@ -37,6 +37,8 @@ __all__ = [
 ]
 
 
+# Modules whose lines are none of the user's; the last one wraps methods of transformers.
+_OURS = ("skpeft.", "sklearn.utils._set_output")
 # What has parameters of its own, by the parameter that takes it.
 _OBJECTS = {
     "adapter": "LoRA() in place of 'lora'",
@@ -171,6 +173,6 @@ def warn(message, category=UserWarning):
     own = [
         level
         for level, (frame, _) in enumerate(frames, start=1)
-        if frame.f_globals.get("__name__", "").startswith("skpeft.")
+        if frame.f_globals.get("__name__", "").startswith(_OURS)
     ]
     warnings.warn(message, category, stacklevel=own[-1] + 1)

@@ -108,7 +108,8 @@ class AdapterClassifier(ClassifierMixin, BaseAdapterEstimator):
         the encoder. A `LoraConfig`, `HiraConfig` or `IA3Config` of PEFT is translated.
         "auto" is "lora", but of a classifier that contrasts five classes or more, each of 16
         rows or more and all of fewer than 1,000, "hira" in all blocks for three epochs,
-        unless `layers` and `max_epochs` say otherwise; see `adapter_`.
+        unless `layers` and `max_epochs` say otherwise; see `adapter_`. With a `rank` it is
+        "lora" whatever the rows are.
     rank : int or None, default=None
         Overrides the capacity of the adapter (rank of LoRA, width of a bottleneck or of a
         ladder, length of a prefix); None keeps the adapter's own. Adapters without a
@@ -164,7 +165,8 @@ class AdapterClassifier(ClassifierMixin, BaseAdapterEstimator):
     warm_start : bool, default=False
         Whether fit goes on from the adapters of the last fit.
     random_state : int, RandomState or None, default=None
-        Decides initial values, batches, dropout and splits. Same seed, same result.
+        Decides initial values, batches, dropout and splits. Same seed, same result, if a
+        `head` that draws numbers has a seed of its own.
     verbose : int, default=0
         0 is silent; 1 shows a progress bar and a line of summary on stderr.
     callback : callable or None, default=None
@@ -172,7 +174,7 @@ class AdapterClassifier(ClassifierMixin, BaseAdapterEstimator):
         rows, "validation_score"; returns True to stop.
     device : str, default="auto"
         "auto" (a GPU if there is one) or a device name of torch. Resolved again after
-        loading.
+        loading, so that it can be set for a loaded model.
     precision : {"auto", "float32", "float64", "bfloat16"}, default="auto"
         "auto" is "float32" on a CPU and "bfloat16" on a CUDA GPU: products of the encoder
         in that type; adapters, optimizer and head in float32. A processor that has no

@@ -17,12 +17,12 @@ from skpeft._cache import config_context
 from skpeft.classifier import AdapterClassifier
 from skpeft.regressor import AdapterRegressor
 
-_NAMES = {None: "linear probe", "full": "full fine-tuning"}
+_NAMES = {None: "linear probe", "auto": "adapters", "full": "full fine-tuning"}
 _SAMPLING_SECONDS = 0.002
 
 
 def compare_strategies(
-    X, y, strategies=(None, "lora", "full"), *, estimator=None, cv=5, scoring=None,
+    X, y, strategies=(None, "auto", "full"), *, estimator=None, cv=5, scoring=None,
     groups=None, verbose=0,
 ):  # fmt: skip
     """Fit ways of adapting an encoder by cross-validation, and measure what they cost.
@@ -38,7 +38,7 @@ def compare_strategies(
         As in `AdapterClassifier.fit`.
     y : array-like of shape (n_samples,) or (n_samples, n_outputs)
         Targets.
-    strategies : sequence or dict, default=(None, "lora", "full")
+    strategies : sequence or dict, default=(None, "auto", "full")
         What to compare: values of the parameter `adapter`, or estimators of any kind that
         read X, such as a pipeline with `TfidfVectorizer`. A dict names them.
     estimator : AdapterClassifier, AdapterRegressor or None, default=None

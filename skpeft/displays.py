@@ -545,4 +545,7 @@ class StrategyDisplay:
             raise ValueError(
                 f"The column {cost!r} of results holds no number. Choose another cost."
             )
+        if len(known) < len(self.results):
+            absent = [str(n) for n in self.results.index if n not in known.index]
+            warn(f"{absent} are not drawn: the column {cost!r} has no number for them.")
         return known

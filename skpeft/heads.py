@@ -269,28 +269,17 @@ def in_units(head: Ridge, mean: np.ndarray, scale: np.ndarray) -> None:
     head.intercept_ = head.intercept_ * scale + mean
 
 
-def ask(head, method: str, features: np.ndarray) -> np.ndarray:
-    """Output of one method of a fitted head, as one array."""
-    return one_array(getattr(head, method)(features), getattr(head, "classes_", None))
-
-
-def one_array(outputs, classes) -> np.ndarray:
-    """Turn outputs that may be a list, with an array a label, into one array.
+def ask(head, method: str, features) -> np.ndarray:
+    """Output of one method of a fitted head, as one array.
 
     Forests and neighbours give a list of the probabilities of 0 and 1 for each label, or
     of only one of them where the training rows had no other. Of that comes the probability
     of 1, of shape (n_samples, n_labels).
-
-    Parameters
-    ----------
-    outputs : ndarray, or list of ndarray of shape (n_samples, n_values)
-        What a method of a head has given.
-    classes : list of ndarray of shape (n_values,)
-        The values of each label; of no use where outputs are one array.
     """
+    outputs = getattr(head, method)(features)
     if not isinstance(outputs, list):
         return outputs
-    pairs = zip(outputs, classes, strict=True)
+    pairs = zip(outputs, head.classes_, strict=True)
     return np.stack([p @ np.equal(values, 1) for p, values in pairs], axis=1)
 
 

@@ -15,7 +15,7 @@ from sklearn.utils.parallel import Parallel, delayed
 from sklearn.utils.validation import _num_samples, check_is_fitted
 
 from skpeft._data import check_labels, n_columns
-from skpeft._validation import HasMethods, Integral, given_weights, warn
+from skpeft._validation import HasMethods, Integral, given_weights, validate_spec, warn
 from skpeft.heads import ask
 
 
@@ -96,7 +96,7 @@ class AdapterScores(TransformerMixin, BaseEstimator):
         self : object
             The fitted transformer.
         """
-        self._validate_params()
+        validate_spec(self)
         return self._keep(self._fit_all(X, y, sample_weight), y)
 
     def transform(self, X):
@@ -134,7 +134,7 @@ class AdapterScores(TransformerMixin, BaseEstimator):
         ndarray of shape (n_samples, n_classes) or (n_samples, n_outputs)
             Probabilities in the order of the classes or labels, or predictions.
         """
-        self._validate_params()
+        validate_spec(self)
         y = y.toarray() if scipy.sparse.issparse(y) else y
         splits = self._splits(X, y, groups)
         fitted = self._fit_all(X, y, sample_weight)

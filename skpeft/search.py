@@ -1,5 +1,6 @@
 """Estimators that choose their adapter by cross-validation."""
 
+import sys
 import time
 from collections.abc import Iterable
 from itertools import groupby, product
@@ -7,7 +8,6 @@ from operator import itemgetter
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
-from sklearn.base import clone
 from sklearn.exceptions import FitFailedWarning, NotFittedError
 from sklearn.metrics import check_scoring
 from sklearn.model_selection import PredefinedSplit, check_cv
@@ -109,16 +109,11 @@ class BaseAdapterCV:
         try:
             learned = self._search(X, y, sample_weight, groups)
         except KeyboardInterrupt:  # this fit was wanted, not an earlier one
-            self._replace_learned({})
+            self._forget()
             raise
-        self._replace_learned(learned)
-        return self
-
-    def _replace_learned(self, learned):
-        """Drop what an earlier fit has left, and take what this one has."""
-        for name in _learned(self):
-            delattr(self, name)
+        self._forget()
         vars(self).update(learned)
+        return self
 
     def _search(self, X, y, sample_weight, groups):
         """Fitted attributes; nothing of the object is changed before all is done."""
@@ -256,7 +251,7 @@ class BaseAdapterCV:
             cases = [(i, j) for i in some for j in order]
             data = X, y, sample_weight
             trials = (
-                Trial(self._model(candidates[j]), data, folds[i]) for i, j in cases
+                Trial(self._quiet(candidates[j]), data, folds[i]) for i, j in cases
             )
             errors = {}
             for (i, j), (score, times, error) in zip(
@@ -265,13 +260,24 @@ class BaseAdapterCV:
                 strict=True,
             ):
                 scores[j, i], seconds[:, j, i] = score, times
+                self._tell(i, len(folds), candidates[j], score, sum(times))
                 if error is not None:
                     failed[j, i] = True
                     errors.setdefault(j, (i, error))
             some_out = self.eliminate and len(order) < len(candidates)
             order = order[~failed[order].any(axis=1)]
-            _tell_failures(errors, len(order), some_out)
+            _tell_failures(candidates, errors, len(order), some_out)
         return _results(candidates, scores, seconds, failed)
+
+    def _quiet(self, params):
+        """Unfitted estimator of one candidate, for a trial, of which the search tells."""
+        return self._model(params).set_params(verbose=max(int(self.verbose) - 1, 0))
+
+    def _tell(self, fold, n_folds, params, score, seconds):
+        """One line about a trial."""
+        if self.verbose:
+            what = f"fold {fold + 1} of {n_folds}, {params}: {score:.3f} in {seconds:.1f} s"
+            sys.stderr.write(f"{type(self).__name__}: {what}\n")
 
     def _rounds(self, n_left):
         """Numbers of the folds between two eliminations, or one by one."""
@@ -305,6 +311,7 @@ class BaseAdapterCV:
     def _found_network(self):
         """As of all estimators; it is the best one's too, which learns of another place."""
         self._check_fitted()
+        self.best_estimator_.device = self.device
         try:
             return self.best_estimator_._found_network()
         except OSError:
@@ -347,14 +354,14 @@ def _learned(estimator):
     return {n: v for n, v in vars(estimator).items() if n.endswith("_") or n in private}
 
 
-def _tell_failures(errors, n_left, some_out):
+def _tell_failures(candidates, errors, n_left, some_out):
     """Warn of candidates that failed, with fold and error; raise where none is left."""
     last, raised = np.inf, None
     if errors and not n_left:
         last, raised = max(errors.values(), key=itemgetter(0))
-    for fold, error in errors.values():
+    for i, (fold, error) in errors.items():
         if fold < last:
-            message = f"A candidate failed in fold {fold} and is out: {error}"
+            message = f"The candidate {candidates[i]} failed in fold {fold} and is out: {error}"
             warn(message, FitFailedWarning)
     if raised is not None:
         if some_out:
@@ -375,7 +382,7 @@ class Trial(NamedTuple):
     def run(self, scorer):
         """Score, seconds of fit and of scoring, and what went wrong."""
         train, test = self.fold
-        model, start = clone(self.model), time.perf_counter()
+        model, start = self.model, time.perf_counter()
         try:
             model.fit(*self._rows(train))
             between = time.perf_counter()
@@ -390,7 +397,7 @@ class Trial(NamedTuple):
                 ) from error
             if np.isnan(score):
                 raise ValueError(
-                    f"its score on {len(test)} held-out rows is NaN. Use a scoring that is "
+                    f"The score on {len(test)} held-out rows is NaN. Use a scoring that is "
                     "defined for the rows of every fold, or other folds."
                 )
         except Exception as error:  # this candidate is out, with a warning
@@ -480,7 +487,12 @@ class AdapterClassifierCV(BaseAdapterCV, AdapterClassifier):  # type: ignore[mis
         As in `AdapterClassifier`.
     early_stopping, validation_fraction, n_iter_no_change, tol : object
         As in `AdapterClassifier`.
-    random_state, verbose, callback, device, precision : object
+    random_state : int, RandomState or None, default=None
+        As in `AdapterClassifier`, for every fit.
+    verbose : int, default=0
+        0 is silent; 1 tells score and seconds of each fit of the search, and then of the
+        last fit as `AdapterClassifier` does; 2 of all fits as that does.
+    callback, device, precision : object
         As in `AdapterClassifier`.
 
     Attributes
@@ -630,7 +642,12 @@ class AdapterRegressorCV(BaseAdapterCV, AdapterRegressor):  # type: ignore[misc]
         As in `AdapterRegressor`.
     early_stopping, validation_fraction, n_iter_no_change, tol : object
         As in `AdapterRegressor`.
-    random_state, verbose, callback, device, precision : object
+    random_state : int, RandomState or None, default=None
+        As in `AdapterRegressor`, for every fit.
+    verbose : int, default=0
+        0 is silent; 1 tells score and seconds of each fit of the search, and then of the
+        last fit as `AdapterRegressor` does; 2 of all fits as that does.
+    callback, device, precision : object
         As in `AdapterRegressor`.
 
     Attributes

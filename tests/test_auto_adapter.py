@@ -63,11 +63,17 @@ def test_many_classes_with_some_dozen_rows_get_hira_in_all_blocks(n, pace):
 
 
 def test_what_the_user_says_holds():
-    clf = fitted(260, rank=4, layers=1, max_epochs=1)
-    assert repr(clf._network.adapter) == "HiRA(rank=4)"
+    clf = fitted(260, layers=1, max_epochs=1)
+    assert repr(clf._network.adapter) == "HiRA()"
     assert clf._network.layers == 1
     assert clf.n_epochs_ == 1
     assert isinstance(fitted(260, adapter=LoRA())._network.adapter, LoRA)
+
+
+def test_rank_that_is_given_is_that_of_lora():
+    clf = fitted(260, rank=4, max_epochs=1)
+    assert repr(clf.adapter_) == "LoRA(rank=4)"
+    assert clf._network.layers == "auto"
 
 
 def test_objectives_that_do_not_contrast_classes_keep_lora():

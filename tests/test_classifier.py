@@ -1,19 +1,22 @@
 """The classifier on the tiny encoder: what fit promises, accepts, refuses and leaves."""
 
+import copy
 import enum
 import gc
 import logging
 import os
+import pickle
 import random
 import threading
 import warnings
+import weakref
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from sklearn.base import BaseEstimator, ClassifierMixin
-from sklearn.ensemble import RandomForestClassifier
+from sklearn.ensemble import RandomForestClassifier, StackingClassifier
 from sklearn.exceptions import NotFittedError
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.neighbors import KNeighborsClassifier
@@ -23,7 +26,7 @@ from sklearn.svm import LinearSVC
 from sklearn.utils import compute_sample_weight
 
 import skpeft
-from skpeft import AdapterClassifier
+from skpeft import AdapterClassifier, _planning, _shrinkage
 from skpeft._training import schedule, update
 from skpeft.adapters import BitFit, Bottleneck, LoRA
 from skpeft.encoders import ArrayEncoder, TinyTextEncoder
@@ -672,8 +675,6 @@ def surroundings():
 def test_fit_and_predict_leave_the_process_as_it_was(parameters):
     fitted()  # first use imports torch and loads the encoder
     before = surroundings()
-    if parameters.get("random_state", 0) is None:
-        del before["numpy generator"]  # None means numpy's global one, as everywhere
     clf = fitted(**parameters)
     clf.predict_proba(TEXTS)
     clf.transform(TEXTS)
@@ -1300,3 +1301,72 @@ def test_gradients_are_clipped_to_length_one():
         weight.grad = torch.tensor(gradient)
         update(optimizer, 1.0)
         np.testing.assert_allclose(-weight.detach(), step, rtol=1e-5)
+
+
+def test_early_stopping_takes_booleans_of_numpy():
+    held_out = {"X_val": NEW_TEXTS, "y_val": NEW_LABELS}
+    assert fitted(early_stopping=np.True_).validation_scores_
+    patient = {"max_epochs": 12, "n_iter_no_change": 1, "tol": 1e9}
+    stopped = make(early_stopping=np.True_, **patient).fit(TEXTS, LABELS, **held_out)
+    whole = make(early_stopping=np.False_, **patient).fit(TEXTS, LABELS, **held_out)
+    assert (stopped.n_epochs_, whole.n_epochs_) == (2, 12)
+
+
+def test_a_list_of_layers_that_is_changed_later_is_of_no_consequence():
+    layers = [0]
+    clf = fitted(layers=layers)
+    expected = clf.predict_proba(NEW_TEXTS)
+    layers.append(1)
+    for other in (pickle.loads(pickle.dumps(clf)), copy.deepcopy(clf)):
+        np.testing.assert_array_equal(other.predict_proba(NEW_TEXTS), expected)
+
+
+def test_a_refit_does_not_keep_the_former_network():
+    clf, seen = fitted(), []
+    former = weakref.ref(clf._network)
+
+    def look(record):
+        gc.collect()
+        seen.append(former() is None)
+
+    clf.set_params(callback=look).fit(TEXTS, LABELS)
+    assert seen == [True] * clf.n_epochs_
+
+
+def test_device_may_be_set_where_a_model_is_loaded():
+    clf = fitted()
+    clf._network.device = clf.device = "cuda:7"  # as of a fit on a machine that has it
+    data = pickle.dumps(clf)
+    with pytest.raises(ValueError, match="'cuda:7' cannot be used"):
+        pickle.loads(data).predict(NEW_TEXTS)
+    loaded = pickle.loads(data).set_params(device="cpu")
+    np.testing.assert_array_equal(
+        loaded.predict(NEW_TEXTS), fitted().predict(NEW_TEXTS)
+    )
+
+
+def test_label_texts_are_among_the_rows_that_a_linear_layer_starts_from(monkeypatch):
+    n_hints = []
+
+    def rows_to_start(rows, *others):
+        n_hints.append(rows.n_hints)
+        return plain(rows, *others)
+
+    plain = _planning.rows_to_start
+    for module in (_planning, _shrinkage):
+        monkeypatch.setattr(module, "rows_to_start", rows_to_start)
+    hints = {"+": "good", "-": "bad"}
+    own = {"objective": "cross_entropy", "max_epochs": 1, "label_texts": hints}
+    make(early_stopping=True, **own).fit(TEXTS, LABELS)
+    assert n_hints == [2, 2]
+
+
+def test_head_that_has_predict_once_it_is_fitted():
+    single = [("forest", RandomForestClassifier(3, random_state=0))]
+    clf = fitted(head=StackingClassifier(single, cv=2))
+    assert clf.score(TEXTS, LABELS) > 0.7
+
+
+def test_head_that_cannot_predict_is_refused():
+    with pytest.raises(ValueError, match=r"head=StandardScaler\(\) has no predict"):
+        fitted(head=StandardScaler())

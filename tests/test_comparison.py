@@ -65,16 +65,16 @@ def test_groups_are_kept_together():
 
 def test_parameters_and_bytes_are_those_of_the_fitted_model():
     found = compare_strategies(TEXTS, LABELS, estimator=TINY, cv=2)
-    assert found.index.tolist() == ["linear probe", "lora", "full fine-tuning"]
+    assert found.index.tolist() == ["linear probe", "adapters", "full fine-tuning"]
     train, _ = next(StratifiedKFold(2).split(TEXTS, LABELS))
     model = TINY.fit([TEXTS[i] for i in train], [LABELS[i] for i in train])
     file = io.BytesIO()
     joblib.dump(model, file)
-    assert found.loc["lora", "saved_bytes"] == pytest.approx(file.tell(), abs=64)
+    assert found.loc["adapters", "saved_bytes"] == pytest.approx(file.tell(), abs=64)
     dim = model.transform(TEXTS[:1]).shape[1]
     assert found.loc["linear probe", "n_trained_params"] == dim + 1
     trained = model.n_trainable_params_ + dim + 1
-    assert found.loc["lora", "n_trained_params"] == trained
+    assert found.loc["adapters", "n_trained_params"] == trained
     assert found["n_trained_params"].is_monotonic_increasing
     assert (found[["mean_fit_time", "mean_score_time"]] > 0).all(axis=None)
     assert found.attrs["score_name"] == "Accuracy"

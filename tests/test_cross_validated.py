@@ -630,3 +630,19 @@ def test_candidates_that_all_fail_in_one_round(sizes, ranks, n_jobs):
     with joblib.parallel_backend("threading"), first, last as caught:
         cv.fit(texts, labels)
     assert hasattr(caught.value, "__notes__") == own["eliminate"]
+
+
+@pytest.mark.parametrize("verbose", [0, 1, 2])
+def test_a_verbose_search_tells_of_each_fit(verbose, capfd):
+    cv = AdapterClassifierCV(**OWN, ranks=[2, 4], cv=2, eliminate=False)
+    cv.set_params(verbose=verbose).fit(TEXTS, LABELS)
+    told = capfd.readouterr().err
+    for place in range(2):
+        for i in range(2):
+            score = cv.cv_results_[f"split{place}_test_score"][i]
+            line = (
+                f"fold {place + 1} of 2, {cv.cv_results_['params'][i]}: {score:.3f} in"
+            )
+            assert (line in told) == (verbose > 0)
+    assert told.count("parameters trained") == [0, 1, 5][verbose]
+    assert cv.best_estimator_.verbose == verbose

@@ -18,7 +18,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.linear_model import LogisticRegression
-from sklearn.neighbors import KNeighborsRegressor
+from sklearn.neighbors import KNeighborsClassifier, KNeighborsRegressor
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC
@@ -276,6 +276,14 @@ def test_head_of_scikit_learn_comes_back(tmp_path):
     same(clf, other)
     reg = fitted(AdapterRegressor, np.arange(18.0), head=KNeighborsRegressor(3))
     same(reg, saved_and_loaded(reg, tmp_path / "model"))
+
+
+def test_head_with_a_list_of_classes_comes_back(tmp_path):
+    pytest.importorskip("skops", reason="skops is not installed")
+    several = np.arange(18)[:, None] // [1, 2, 4] % 2
+    clf = fitted(y=several, head=KNeighborsClassifier(3))
+    assert isinstance(clf.head_.classes_, list)
+    same(clf, saved_and_loaded(clf, tmp_path / "model"))
 
 
 @pytest.mark.parametrize("head", [SVC(), LogisticRegression(solver="saga")], ids=str)

@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import torch
 from sklearn.base import clone
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from skpeft._validation import (
     WithParameters,
@@ -325,6 +326,8 @@ class AdaptedLayer(nn.Module):
         try:
             return super().__getattr__(name)
         except AttributeError:
+            if name.startswith("__"):  # such as how the frozen layer is copied
+                raise
             return getattr(super().__getattr__("base"), name)
 
     def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
@@ -457,12 +460,14 @@ def unwrapped(layer: nn.Module) -> nn.Module:
 
 
 def is_plain_linear(layer: nn.Module) -> bool:
-    """Whether a layer computes what its weight and bias say, and nothing besides."""
-    return (
-        type(layer).forward is nn.Linear.forward
-        and "forward" not in vars(layer)
-        and not (layer._forward_hooks or layer._forward_pre_hooks)
-    )
+    """Whether a layer is linear, by a weight and a bias that it holds, and nothing besides."""
+    return type(layer).forward is nn.Linear.forward and _does_as_its_kind(layer)
+
+
+def _does_as_its_kind(layer: nn.Module) -> bool:
+    """Whether nobody has added to what layers of this kind compute."""
+    changed = layer._forward_hooks or layer._forward_pre_hooks
+    return not (changed or "forward" in vars(layer) or is_parametrized(layer))
 
 
 def unrounded(x: Tensor) -> AbstractContextManager:
@@ -499,8 +504,15 @@ def unrounded(x: Tensor) -> AbstractContextManager:
 
 
 def folded(layer: nn.Module) -> Any:
-    """Copy of a frozen layer with the adapters around it folded in; None: impossible."""
-    return layer.merged() if isinstance(layer, AdaptedLayer) else copy.deepcopy(layer)
+    """Copy of a frozen layer with the adapters around it folded in; None: impossible.
+
+    It is where a linear layer computes more than its weight and bias say.
+    """
+    if isinstance(layer, AdaptedLayer):
+        return layer.merged()
+    if isinstance(layer, nn.LayerNorm):
+        return copy.deepcopy(layer) if _does_as_its_kind(layer) else None
+    return copy.deepcopy(layer) if is_plain_linear(layer) else None
 
 
 def widths(layer: nn.Module) -> tuple[int, int]:
@@ -509,6 +521,11 @@ def widths(layer: nn.Module) -> tuple[int, int]:
         return layer.in_features, layer.out_features  # type: ignore[return-value]
     n_features: int = layer.weight.numel()  # type: ignore[operator]
     return n_features, n_features
+
+
+def zeros(*shape: int) -> Tensor:
+    """Zeros in float32 on the CPU, whatever torch's defaults are."""
+    return torch.zeros(*shape, dtype=torch.float32, device="cpu")
 
 
 class Handover(nn.Module):

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from skpeft._validation import check_roles
-from skpeft.adapters.base import AdaptedLayer, Adapter, folded, widths
+from skpeft.adapters.base import AdaptedLayer, Adapter, folded, widths, zeros
 
 
 class BitFit(Adapter):
@@ -74,7 +74,7 @@ class Shifted(AdaptedLayer):
     def __init__(self, base: nn.Module) -> None:
         super().__init__(base)
         n_out = widths(base)[1]
-        self.shift = nn.Parameter(torch.zeros(n_out, dtype=torch.float32, device="cpu"))
+        self.shift = nn.Parameter(zeros(n_out))
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (..., in) to (..., out)."""

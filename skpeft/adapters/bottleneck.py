@@ -15,6 +15,7 @@ from skpeft.adapters.base import (
     Stack,
     unrounded,
     widths,
+    zeros,
 )
 
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -164,9 +165,6 @@ class BottleneckNetwork(nn.Module):
     ) -> None:
         super().__init__()
         width, bound = spec.bottleneck_dim, 1.0 / math.sqrt(n_in)
-
-        def zeros(*shape: int) -> Tensor:
-            return torch.zeros(*shape, dtype=torch.float32, device="cpu")
 
         self.down = nn.Parameter(
             zeros(width, n_in).uniform_(-bound, bound, generator=generator)

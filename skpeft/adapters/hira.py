@@ -13,6 +13,7 @@ from skpeft.adapters.base import (
     SharedWithPeft,
     is_plain_linear,
     widths,
+    zeros,
 )
 
 
@@ -116,9 +117,7 @@ class HiRALinear(ReweightedLayer):
         n_in, n_out = widths(base)
         A = torch.empty(rank, n_in, dtype=torch.float32, device="cpu")
         self.hira_A = nn.Parameter(A.uniform_(-1.0, 1.0, generator=generator))
-        self.hira_B = nn.Parameter(
-            torch.zeros(n_out, rank, dtype=torch.float32, device="cpu")
-        )
+        self.hira_B = nn.Parameter(zeros(n_out, rank))
 
     def product(self) -> Tensor:
         """The weight times its factors, of shape (out, in), in the precision of both."""

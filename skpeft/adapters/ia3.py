@@ -13,6 +13,7 @@ from skpeft.adapters.base import (
     SharedWithPeft,
     folded,
     widths,
+    zeros,
 )
 
 
@@ -96,7 +97,7 @@ class ScaledOutput(AdaptedLayer):
     def __init__(self, base: nn.Module) -> None:
         super().__init__(base)
         n_out = widths(base)[1]
-        self.scale = nn.Parameter(torch.zeros(n_out, dtype=torch.float32, device="cpu"))
+        self.scale = nn.Parameter(zeros(n_out))
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (..., in) to (..., out)."""
@@ -120,7 +121,7 @@ class ScaledInput(AdaptedLayer):
     def __init__(self, base: nn.Module) -> None:
         super().__init__(base)
         n_in = widths(base)[0]
-        self.scale = nn.Parameter(torch.zeros(n_in, dtype=torch.float32, device="cpu"))
+        self.scale = nn.Parameter(zeros(n_in))
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (..., in) to (..., out)."""

@@ -15,6 +15,7 @@ from skpeft.adapters.base import (
     Stack,
     unrounded,
     widths,
+    zeros,
 )
 
 
@@ -136,9 +137,6 @@ class Rung(BesideBlock):
     ) -> None:
         super().__init__(base)
         bound = 1.0 / math.sqrt(width)
-
-        def zeros(*shape: int) -> Tensor:
-            return torch.zeros(*shape, dtype=torch.float32, device="cpu")
 
         self.down = nn.Parameter(
             zeros(side_dim, width).uniform_(-bound, bound, generator=generator)

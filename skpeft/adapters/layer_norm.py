@@ -5,7 +5,14 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from skpeft.adapters.base import NORM_ROLES, AdaptedLayer, Adapter, folded, widths
+from skpeft.adapters.base import (
+    NORM_ROLES,
+    AdaptedLayer,
+    Adapter,
+    folded,
+    widths,
+    zeros,
+)
 
 
 class LayerNormTuning(Adapter):
@@ -55,8 +62,8 @@ class RescaledNorm(AdaptedLayer):
     def __init__(self, base: nn.Module) -> None:
         super().__init__(base)
         n_out = widths(base)[1]
-        self.scale = nn.Parameter(torch.zeros(n_out, dtype=torch.float32, device="cpu"))
-        self.shift = nn.Parameter(torch.zeros(n_out, dtype=torch.float32, device="cpu"))
+        self.scale = nn.Parameter(zeros(n_out))
+        self.shift = nn.Parameter(zeros(n_out))
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (..., dim) to (..., dim)."""

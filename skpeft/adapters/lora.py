@@ -18,6 +18,7 @@ from skpeft.adapters.base import (
     is_plain_linear,
     unrounded,
     widths,
+    zeros,
 )
 
 
@@ -132,6 +133,12 @@ class LoRA(SharedWithPeft):
                 f"LoRA(use_dora=True) comes after another adapter on the role {role!r}, "
                 "but it needs the frozen weight itself. Put it first in the list."
             )
+        if not is_plain_linear(layer):
+            raise ValueError(
+                f"LoRA(use_dora=True) needs a plain torch.nn.Linear at the role {role!r}, "
+                f"whose weight it takes apart; a {type(layer).__name__} is there, which "
+                "computes in its own way. Leave use_dora=False, or leave the role out."
+            )
         return DoRALinear(layer, self.rank, self.scaling, self.dropout, generator)
 
     def count(self, sites: dict[str, tuple[int, int]]) -> int:
@@ -158,9 +165,7 @@ class LoRALinear(ReweightedLayer):
         bound = 1.0 / math.sqrt(n_in)  # as kaiming_uniform_(a=sqrt(5))
         down = torch.empty(rank, n_in, dtype=torch.float32, device="cpu")
         self.lora_A = nn.Parameter(down.uniform_(-bound, bound, generator=generator))
-        self.lora_B = nn.Parameter(
-            torch.zeros(n_out, rank, dtype=torch.float32, device="cpu")
-        )
+        self.lora_B = nn.Parameter(zeros(n_out, rank))
         self.scaling = scaling
         self.dropout = GeneratorDropout(dropout)
 
@@ -210,9 +215,7 @@ class DoRALinear(LoRALinear):
     def __init__(self, base: nn.Module, *how: Any) -> None:
         super().__init__(base, *how)
         n_out = len(self.lora_B)
-        self.magnitude = nn.Parameter(
-            torch.zeros(n_out, dtype=torch.float32, device="cpu")
-        )
+        self.magnitude = nn.Parameter(zeros(n_out))
 
     def factor(self) -> Tensor:
         """What each row of the updated weight is multiplied with, of shape (out,)."""

@@ -14,6 +14,7 @@ from skpeft.adapters.base import (
     Stack,
     unrounded,
     widths,
+    zeros,
 )
 
 
@@ -95,7 +96,7 @@ class PrefixMemory(nn.Module):
             return nn.Parameter(values.normal_(generator=generator))
 
         self.key, self.value = normal(), normal()
-        self.gate = nn.Parameter(torch.zeros(width, dtype=torch.float32, device="cpu"))
+        self.gate = nn.Parameter(zeros(width))
 
     def forward(self, query: Tensor) -> Tensor:
         """Map queries (..., heads * d) to what is added to the gathered values."""

@@ -20,6 +20,7 @@ from skpeft.encoders.base import (
     digest,
     pad,
     probe_features,
+    same_features,
     warn_cut,
 )
 
@@ -37,7 +38,7 @@ _PROBES = (
 )
 # Texts that are cut into tokens together: their ids are lists of objects first.
 _TEXTS_AT_ONCE = 64
-# Share of texts of which the model may know half of the tokens or less without a warning.
+# Share of texts of which the model may know less than half of the tokens without a warning.
 _FEW_LOST = 0.1
 # Batches whose passes a GPU replays are padded to a multiple of so many tokens.
 _TOKENS_IN_STEP = 16
@@ -85,7 +86,8 @@ class Weights:
         self.shell = copy.deepcopy(model[0], memo)  # around the transformer of `module`
         self.tokenizer = self.shell.tokenizer
         details = {**config.to_dict(), "_name_or_path": None}
-        self.config = repr(sorted(details.items(), key=str))
+        self.reading = _reading(self.tokenizer)
+        self.config = repr((sorted(details.items(), key=str), self.reading))
         self.lock = threading.Lock()  # a fast tokenizer keeps its truncation as state
         self.lower_case = bool(getattr(model[0], "do_lower_case", False))
         self.max_length = model.max_seq_length
@@ -97,7 +99,7 @@ class Weights:
             for part in pad([_array(row[:8] or [0]) for row in ids])
         )
         batch = {"input_ids": tokens, "attention_mask": mask}
-        self.probe = probe_features(module.eval(), batch).float().cpu().numpy()
+        self.probe = self._probe(module.eval(), batch)
         self.addresses = addresses(module)
         self.fingerprint = digest(
             module,
@@ -108,6 +110,35 @@ class Weights:
             *_other_side(self.tokenizer),
         )
         self.module = module.to(device, dtype)
+
+    def _probe(self, module: "TextModule", batch: dict[str, Tensor]) -> np.ndarray:
+        """Features of a few texts, which must be those that the model itself gives."""
+
+        def of_its_own(batch: dict[str, Tensor]) -> Tensor:
+            features = self.shell.eval()(dict(batch))
+            for part in module.tail:
+                features = part(features)
+            return features["sentence_embedding"][:, : module.truncate_dim]
+
+        try:
+            ours, own = (
+                probe_features(run, batch).float().cpu().numpy()
+                for run in (module, of_its_own)
+            )
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise ValueError(
+                "The given model cannot be run as a text encoder, from token ids to features "
+                f"of tokens that are pooled ({type(error).__name__}: {error}). Pass one that "
+                "can, such as sentence-transformers/all-MiniLM-L6-v2."
+            ) from error
+        if not same_features(own, ours):
+            raise ValueError(
+                "The given model computes other features than its transformer's last hidden "
+                "states, pooled: its first module, or a hook, does more than run the "
+                "transformer. Adapters would be trained for something else. Pass a model "
+                "without that, or the plain transformers model by its folder."
+            )
+        return ours
 
     def without_tensors(self) -> "Weights":
         """Copy with a tokenizer of its own, and nothing to run."""
@@ -174,8 +205,8 @@ class TextModule(nn.Module):
         """Embeddings of single sequences, before what scales them."""
         hidden = self.transformer(**batch, return_dict=True).last_hidden_state
         features = {
+            **batch,
             "token_embeddings": hidden,
-            "attention_mask": batch["attention_mask"],
             "prompt_length": self.prompt_length,
         }
         for part in self.tail[: self._n_pooling]:
@@ -350,11 +381,11 @@ class TextBackbone(Backbone):
             return
         n_special = tokenizer.num_special_tokens_to_add(pair=pairs)
         n_own = np.array([len(row) for row in rows]) - n_special
-        n_lost = np.count_nonzero(2 * np.array(n_unknown) >= np.maximum(n_own, 1))
+        n_lost = np.count_nonzero(2 * np.array(n_unknown) > np.maximum(n_own, 1))
         if n_lost > _FEW_LOST * len(rows):
             warn(
                 f"Of {n_lost} of {len(rows)} texts ({n_lost / len(rows):.0%}) the encoder "
-                "knows at most half of the tokens, as with emoji or the letters of another "
+                "knows less than half of the tokens, as with emoji or the letters of another "
                 "language, and what it does not know reads all the same. Give an encoder "
                 "that was trained on such texts, such as a multilingual one.",
             )
@@ -529,6 +560,14 @@ def _other_side(tokenizer: Any) -> tuple:
     """The end that a tokenizer cuts of long texts, where it is not the usual one."""
     side = getattr(tokenizer, "truncation_side", "right")
     return () if side == "right" else (side,)
+
+
+def _reading(tokenizer: Any) -> list:
+    """How a tokenizer turns a text into what it looks up, as far as it can be told."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    names = ("normalizer", "pre_tokenizer", "post_processor")
+    parts = [getattr(backend, name, None) for name in names]
+    return [None if part is None else part.__getstate__() for part in parts]
 
 
 def _pooled_by(pooling: str, hidden_size: int) -> list[nn.Module]:

@@ -1,7 +1,8 @@
 """Rows of numbers."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
 
@@ -25,6 +26,8 @@ from skpeft.encoders.base import (
 )
 
 N_HEADS = 8
+# What every module of torch holds: its tensors, parts and hooks.
+_OF_TORCH = vars(nn.Module()).keys() - {"training"}
 
 
 class ArrayEncoder(ByReference, Encoder):
@@ -128,7 +131,8 @@ class ArrayEncoder(ByReference, Encoder):
         shared = copy.deepcopy(self.module, alias_memo(self.module))
         module = RowModule(shared).eval()
         fingerprint, places = digest(shared), addresses(shared)
-        probe = _probe_rows(module, n_features)
+        with _buffers_left_alone(shared):
+            probe = _probe_rows(module, n_features)
         # By content: the owner may change more than tensors, and ids are used again.
         structure = _structure(shared)  # which the rows of the probe may not show
         key = ("given", fingerprint, probe.tobytes(), structure, places, device, dtype)
@@ -146,6 +150,23 @@ class ArrayEncoder(ByReference, Encoder):
             share=False,
         )
         return found.with_role_table(self.role_table)
+
+
+@contextmanager
+def _buffers_left_alone(module: nn.Module) -> Iterator[None]:
+    """Inside, a module is run; should that change its buffers, they are put back."""
+    before = {n: (b, b._version, b.clone()) for n, b in module.named_buffers()}
+    yield
+    changed = {n: (b, c) for n, (b, v, c) in before.items() if b._version != v}
+    with torch.no_grad():
+        for buffer, copied in changed.values():
+            buffer.copy_(copied)
+    if changed:
+        raise ValueError(
+            f"The module given to ArrayEncoder changes its buffers {sorted(changed)} whenever "
+            "it is run, in evaluation mode too, but it is shared and must stay as it is. Let "
+            "its forward leave them alone where self.training is False."
+        )
 
 
 def _probe_rows(module: nn.Module, n_features: int) -> np.ndarray:
@@ -194,15 +215,26 @@ def _features_of(module: nn.Module, rows: Tensor) -> Any:
 
 def _structure(module: nn.Module) -> tuple:
     """What a module says of itself, and the plain values that its parts hold."""
-    plain = (bool, int, float, str, type(None))
     values = [
-        (name, key, value)
+        (name, key, found)
         for name, part in module.named_modules()
         for key, value in sorted(vars(part).items())
-        if isinstance(value, plain)
-        or (isinstance(value, tuple) and all(isinstance(v, plain) for v in value))
+        if key not in _OF_TORCH and (found := _told(value)) is not None
     ]
     return repr(module), repr(values)
+
+
+def _told(value: Any) -> Any:
+    """A value as it can be compared; None of what cannot be looked into."""
+    if isinstance(value, Tensor):
+        value = value.detach().cpu().float().numpy()
+    if isinstance(value, np.ndarray) and value.dtype != object:
+        return value.shape, str(value.dtype), value.tobytes()
+    if isinstance(value, dict):
+        return [(repr(key), _told(own)) for key, own in value.items()]
+    if isinstance(value, list | tuple):
+        return [_told(own) for own in value]
+    return repr(value) if isinstance(value, bool | int | float | str) else None
 
 
 class RowModule(nn.Module):

@@ -3,7 +3,7 @@
 import copy
 import hashlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
 from typing import Any, ClassVar
 
@@ -237,7 +237,7 @@ def tensors_of(module: nn.Module) -> Iterator[Tensor]:
     return chain(module.parameters(), module.buffers())
 
 
-def probe_features(module: nn.Module, batch: dict[str, Tensor]) -> Any:
+def probe_features(module: Callable, batch: dict[str, Tensor]) -> Any:
     """Features of a fixed batch, whatever autocast or gradient mode the caller is in."""
     device = next(iter(batch.values())).device.type
     with torch.no_grad(), torch.autocast(device, enabled=False):

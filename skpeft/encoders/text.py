@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from skpeft._cloning import ByReference
@@ -42,8 +43,9 @@ class TextEncoder(ByReference, Encoder):
         before the model's own scaling to length one. All windows are trained.
     pooling : {"cls", "lasttoken", "max", "mean", "mean_sqrt_len_tokens", \
             "weightedmean"} or None, default=None
-        How token features become one vector. None: what the model says; for a plain
-        transformers encoder that is "mean".
+        How token features become one vector, in place of all that follows the transformer in
+        the model, a projection or scaling to length one too. None: what the model says; for
+        a plain transformers encoder that is "mean".
     prompt : str or None, default=None
         Put before every text. None: the model's own default prompt, mostly none.
     pair : {"bi", "cross"}, default="bi"
@@ -169,7 +171,7 @@ class TextEncoder(ByReference, Encoder):
                     _hub.check_reachable(self.model, self.revision)
                 else:
                     _hub.check_holds_encoder(folder)
-                return SentenceTransformer(
+                model = SentenceTransformer(
                     self.model if folder is None else str(folder),
                     device="cpu",
                     revision=None if folder else self.revision,
@@ -177,6 +179,8 @@ class TextEncoder(ByReference, Encoder):
                     local_files_only=folder is not None,
                     model_kwargs={"dtype": torch.float32},
                 )
+            _refuse_gaps(self.model, model)
+            return model
         except UnpicklingError:  # torch would tell how to run what is in it
             raise ValueError(
                 f"The encoder {self.model!r} has its weights in a pickle that holds more than "
@@ -210,8 +214,8 @@ class TextEncoder(ByReference, Encoder):
         state["model"] = None if self.include_weights else self.known_name()
         if state["model"] is not None:
             return state
-        fingerprint, probe = _content(self.model)
-        key = (fingerprint, probe.tobytes())
+        fingerprint, probe, reading = _content(self.model)
+        key = (fingerprint, probe.tobytes(), repr(reading))
         if not self.include_weights and key not in _packed:  # once a pickle
             warn(
                 "The encoder is a loaded model that no name or folder on this machine "
@@ -248,6 +252,24 @@ class NothingDrawn(TorchFunctionMode):
         super().__exit__(*error)
 
 
+def _refuse_gaps(name: str, model: Any) -> None:
+    """Refuse a model whose checkpoint lacks what its blocks need; a pooler is not asked."""
+    transformer = getattr(model[0], "auto_model", nn.Module())
+    absent = [
+        path
+        for path, part in transformer.named_modules()
+        if isinstance(part, nn.Linear)
+        and not part.weight.any()
+        and "pooler" not in path
+    ]
+    if absent:
+        raise ValueError(
+            f"The checkpoint of the encoder {name!r} has no weights for {len(absent)} of its "
+            f"layers, such as {absent[0]!r}: other names stand in the file, or another "
+            "configuration beside it. Save the model anew with its own save_pretrained."
+        )
+
+
 _names: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 
 
@@ -260,14 +282,15 @@ def _known_name(model: Any) -> str | None:
     return _names[model][1]
 
 
-def _content(model: Any) -> tuple[str, np.ndarray]:
-    """What a loaded model is and computes."""
+def _content(model: Any) -> tuple[str, np.ndarray, list]:
+    """What a loaded model is and computes, and how it reads."""
     weights = Weights(model, torch.device("cpu"), torch.float32)
-    return weights.fingerprint, weights.probe
+    return weights.fingerprint, weights.probe, weights.reading
 
 
-def _same(content: tuple[str, np.ndarray], other: tuple[str, np.ndarray]) -> bool:
-    return content[0] == other[0] and same_features(content[1], other[1])
+def _same(content: tuple, other: tuple) -> bool:
+    alike = content[0] == other[0] and content[2] == other[2]
+    return alike and same_features(content[1], other[1])
 
 
 _packed: weakref.WeakValueDictionary = weakref.WeakValueDictionary()
@@ -284,7 +307,7 @@ def _pack(key: Hashable, make: Callable[[], Any]) -> Any:
     return found
 
 
-def _gives_back(name: str, content: tuple[str, np.ndarray]) -> bool:
+def _gives_back(name: str, content: tuple) -> bool:
     if not name or _hub.locate(name, None) is None:
         return False
     try:

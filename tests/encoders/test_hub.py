@@ -72,6 +72,13 @@ def test_locate_passes_over_a_cache_without_weights(cache):
     assert _hub.locate("some/model", None) is None
 
 
+@pytest.mark.parametrize("kind", ["model.safetensors", "pytorch_model.bin"])
+def test_locate_knows_weights_in_several_files(cache, kind):
+    snapshot = put_into_cache(cache, "some/model", weights=False)
+    (snapshot / f"{kind}.index.json").write_text("{}")
+    assert _hub.locate("some/model", None) == snapshot
+
+
 @pytest.mark.parametrize("name", ["nobody/no-model", "", "a b", "a/b/c", "-x-"])
 def test_locate_of_a_name_that_is_nowhere_gives_none(cache, name):
     assert _hub.locate(name, None) is None

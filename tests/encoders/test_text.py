@@ -1,8 +1,10 @@
 """Text encoders give what sentence-transformers gives, and refuse what they cannot do."""
 
 import copy
+import json
 import os
 import pickle
+import shutil
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from logging import ERROR, NOTSET, getLogger
@@ -13,6 +15,7 @@ import torch
 import transformers
 from huggingface_hub import constants
 from huggingface_hub.utils import disable_progress_bars, enable_progress_bars
+from safetensors.torch import load_file, save_file
 from sklearn.base import clone
 from sklearn.metrics.pairwise import cosine_similarity
 from transformers.utils import logging
@@ -122,12 +125,17 @@ def test_texts_that_the_model_cannot_tell_apart_are_counted(plain_folder, pair):
         return [str(one.message) for one in seen]
 
     known = ["good film"] * 9
+    assert (
+        warned(["good \U0001f44d"]) == []
+    )  # a word that says something, beside an emoji
     assert warned([*known, "\U0001f44d"]) == []  # one in ten
     assert warned(["", *known]) == []
-    messages = warned(["\U0001f44d \U0001f44e", *known[:5], "good \U0001f44d"])
+    messages = warned(
+        ["\U0001f44d \U0001f44e", *known[:5], "good \U0001f44d \U0001f44d"]
+    )
     assert len(messages) == (2 if pair == "bi" else 1)
     assert messages[0].startswith(
-        "Of 2 of 7 texts (29%) the encoder knows at most half"
+        "Of 2 of 7 texts (29%) the encoder knows less than half"
     )
 
 
@@ -472,3 +480,85 @@ def test_text_encoder_clones_and_copies_with_a_loaded_model_by_reference(plain_f
         assert other is not encoder
         assert other.model is model
         assert other.max_length == 8
+
+
+def altered(folder, place):
+    """Copy of a folder whose tokenizer reads "good" as "bad"."""
+    shutil.copytree(folder, place)
+    file = place / "tokenizer.json"
+    content = json.loads(file.read_text())
+    replace = {"type": "Replace", "pattern": {"String": "good"}, "content": "bad"}
+    former = content["normalizer"]
+    content["normalizer"] = {
+        "type": "Sequence",
+        "normalizers": [*([former] if former else []), replace],
+    }
+    file.write_text(json.dumps(content))
+    return place
+
+
+def test_folders_whose_tokenizers_differ_are_two(pooled_folder, tmp_path):
+    folder = pooled_folder("bert", "mean")
+    other = altered(folder, tmp_path / "other")
+    for place in (folder, other):
+        clf = AdapterClassifier(str(place), adapter=None).fit(models.TEXTS, LABELS)
+        assert_same(
+            clf.transform(models.TEXTS), models.load(place).encode(models.TEXTS)
+        )
+
+
+def test_pickle_of_a_model_that_reads_otherwise_than_its_folder(
+    pooled_folder, tmp_path
+):
+    folder = altered(pooled_folder("bert", "mean"), tmp_path / "model")
+    model = models.load(folder)
+    shutil.copy(pooled_folder("bert", "mean") / "tokenizer.json", folder)
+    clf = AdapterClassifier(model, adapter=None).fit(models.TEXTS, LABELS)
+    with pytest.warns(UserWarning, match="carries all its weights"):
+        data = pickle.dumps(clf)
+    clear_cache()
+    assert_same(pickle.loads(data).transform(models.TEXTS), model.encode(models.TEXTS))
+
+
+def doubled(module, args, output):
+    return {**output, "token_embeddings": output["token_embeddings"] * 2 + 1}
+
+
+def test_model_whose_first_module_does_more_than_the_transformer(plain_folder):
+    model = models.with_pooling(plain_folder(), normalize=False)
+    assert_same(embed(TextEncoder(model), models.TEXTS), model.encode(models.TEXTS))
+    model[0].register_forward_hook(doubled)
+    with pytest.raises(ValueError, match="computes other features than"):
+        AdapterClassifier(model).fit(models.TEXTS, LABELS)
+
+
+def test_model_that_is_no_encoder_of_tokens(plain_folder):
+    model = models.with_pooling(plain_folder())
+    model[0].auto_model.forward = lambda **batch: None
+    with pytest.raises(ValueError, match="cannot be run as a text encoder"):
+        AdapterClassifier(model).fit(models.TEXTS, LABELS)
+
+
+def test_checkpoint_that_lacks_the_blocks_is_refused(plain_folder, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(plain_folder(), folder)
+    tensors = load_file(folder / "model.safetensors")
+    renamed = {
+        name.replace("encoder.layer.1", "other.layer.1"): tensor
+        for name, tensor in tensors.items()
+    }
+    assert renamed.keys() != tensors.keys()
+    save_file(renamed, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"no weights for 6 .* 'encoder\.layer\.1\."):
+        AdapterClassifier(str(folder)).fit(models.TEXTS, LABELS)
+
+
+def test_shallow_copies_hold_the_same_model(plain_folder):
+    encoder = TextEncoder(models.load(plain_folder("bert")), max_length=8)
+    for spec in (encoder, AdapterClassifier(encoder.model, rank=4)):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            other = copy.copy(spec)
+        assert type(other) is type(spec)
+        assert vars(other) == vars(spec)
+        assert other is not spec
