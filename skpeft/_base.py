@@ -125,7 +125,8 @@ class BaseAdapterEstimator(
         ValueError
             If a parameter, X, y or a weight is out of what is expected.
         TypeError
-            If X is no sequence of samples.
+            If X is no sequence of samples, or encoder, adapter or objective are of no kind
+            that is known.
         OSError
             If the encoder cannot be found.
         MemoryError
@@ -366,6 +367,17 @@ class BaseAdapterEstimator(
         -------
         ndarray of shape (n_samples, dim)
             Features on which `head_` works.
+
+        Raises
+        ------
+        sklearn.exceptions.NotFittedError
+            If the estimator is not fitted.
+        ValueError
+            If X is not as in `fit`, or another encoder is found under the name.
+        OSError
+            If the encoder of a loaded estimator is not found.
+        RuntimeError
+            If the owner of a shared encoder has changed it since the fit.
         """
         return self._features(X)
 
@@ -460,6 +472,10 @@ class BaseAdapterEstimator(
         ValueError
             If the folder was changed or damaged, is of another estimator or of a newer
             version, or asks for what is not trusted.
+        TypeError
+            If `trusted` is a single str.
+        ImportError
+            If the head is in skops' format and skops is not installed.
         """
         from skpeft import _folder
 

@@ -9,6 +9,7 @@ import scipy.sparse
 from numpy.random import RandomState
 from sklearn.model_selection import train_test_split
 from sklearn.utils import _safe_indexing
+from sklearn.utils.metadata_routing import get_routing_for_object
 from sklearn.utils.validation import check_array, validate_data
 
 # Batches that are cut from rows sorted by length: 16 of them had 4 % of padding, where
@@ -336,6 +337,20 @@ def check_same_columns(y, y_val) -> None:
                 f"y_val has the columns {others}, but y has {names}; the same names in the "
                 "same order are expected."
             )
+
+
+def split_by(splitter, X, y, groups) -> list:
+    """Folds of a splitter; a `ValueError` says where it wants groups and there are none."""
+    try:
+        return list(splitter.split(X, y, groups))
+    except (TypeError, ValueError) as error:
+        wanted = get_routing_for_object(splitter).split.requests.get("groups") is True
+        if groups is not None or not wanted:
+            raise
+        raise ValueError(
+            f"cv={splitter!r} keeps rows of one group together, but there are no groups. "
+            "Pass groups=..., with the group of each row."
+        ) from error
 
 
 def split_rows(n_rows: int, fraction: float, strata, random_state: RandomState):

@@ -28,6 +28,15 @@ class AdapterBank:
         heads may differ. They are kept, not copied: one that is fitted again counts as it
         is now.
 
+    Raises
+    ------
+    TypeError
+        If `estimators` is no dict of names and estimators.
+    sklearn.exceptions.NotFittedError
+        If one is not fitted.
+    ValueError
+        If they differ in what must be the same.
+
     Examples
     --------
     >>> from skpeft import AdapterBank, AdapterClassifier, AdapterRegressor
@@ -62,6 +71,11 @@ class AdapterBank:
             By task what `predict` of each estimator gives; with one `task` that of it. With
             a task for each row an array of shape (n_samples,) and dtype object, whose
             entries are arrays where an estimator predicts several labels or numbers.
+
+        Raises
+        ------
+        ValueError
+            If a task is not known, or there is not one for each row.
         """
         if task is None:
             return self._ask("predict", X, list(self.estimators))

@@ -14,6 +14,7 @@ from sklearn.model_selection import check_cv, cross_validate
 from sklearn.utils.multiclass import type_of_target
 
 from skpeft._cache import config_context
+from skpeft._data import split_by
 from skpeft.classifier import AdapterClassifier
 from skpeft.regressor import AdapterRegressor
 
@@ -121,7 +122,7 @@ def compare_strategies(
             f"scoring={scoring!r} was given; one score is expected, as a name or a callable."
         )
     splitter = check_cv(cv, y, classifier=is_classifier(estimator))
-    splits = list(splitter.split(X, y, groups))
+    splits = split_by(splitter, X, y, groups)
     _warm_up(estimator, X, y, splits[0])
     rows = {}
     with Progress(

@@ -9,12 +9,11 @@ import scipy.sparse
 from sklearn.base import BaseEstimator, TransformerMixin, clone, is_classifier
 from sklearn.model_selection import KFold, StratifiedKFold, check_cv
 from sklearn.utils import _safe_indexing, indexable
-from sklearn.utils.metadata_routing import get_routing_for_object
 from sklearn.utils.metaestimators import _safe_split
 from sklearn.utils.parallel import Parallel, delayed
 from sklearn.utils.validation import _num_samples, check_is_fitted
 
-from skpeft._data import check_labels, n_columns
+from skpeft._data import check_labels, n_columns, split_by
 from skpeft._validation import HasMethods, Integral, given_weights, validate_spec, warn
 from skpeft.heads import ask
 
@@ -95,6 +94,11 @@ class AdapterScores(TransformerMixin, BaseEstimator):
         -------
         self : object
             The fitted transformer.
+
+        Raises
+        ------
+        ValueError
+            If the estimator has nothing to give as scores.
         """
         validate_spec(self)
         return self._keep(self._fit_all(X, y, sample_weight), y)
@@ -133,6 +137,13 @@ class AdapterScores(TransformerMixin, BaseEstimator):
         -------
         ndarray of shape (n_samples, n_classes) or (n_samples, n_outputs)
             Probabilities in the order of the classes or labels, or predictions.
+
+        Raises
+        ------
+        ValueError
+            If `cv` does not test each row once, or the estimator has nothing to give.
+        TypeError
+            If X cannot be split into rows.
         """
         validate_spec(self)
         y = y.toarray() if scipy.sparse.issparse(y) else y
@@ -170,7 +181,7 @@ class AdapterScores(TransformerMixin, BaseEstimator):
         if is_classifier(self.estimator):
             check_labels(y)
         splitter = check_cv(cv, y, classifier=is_classifier(self.estimator))
-        splits = _split(splitter, X, y, groups)
+        splits = split_by(splitter, X, y, groups)
         try:
             return _of_each_row_once(splits, _num_samples(X))
         except IndexError as error:
@@ -249,19 +260,6 @@ class AdapterScores(TransformerMixin, BaseEstimator):
 
 def _as_columns(scores):
     return scores[:, None] if scores.ndim == 1 else scores
-
-
-def _split(splitter, X, y, groups):
-    try:
-        return list(splitter.split(X, y, groups))
-    except (TypeError, ValueError) as error:
-        wanted = get_routing_for_object(splitter).split.requests.get("groups") is True
-        if groups is not None or not wanted:
-            raise
-        raise ValueError(
-            f"cv={splitter!r} keeps rows of one group together, but there are no groups. "
-            "Pass groups=... to fit_transform, with the group of each row."
-        ) from error
 
 
 def _of_each_row_once(splits, n_rows):

@@ -15,6 +15,7 @@ from sklearn.utils import _safe_indexing
 from sklearn.utils.parallel import Parallel, delayed
 from sklearn.utils.validation import indexable
 
+from skpeft._data import split_by
 from skpeft._validation import Integral, check_sample_weight, given_weights, warn
 from skpeft.classifier import AdapterClassifier
 from skpeft.regressor import AdapterRegressor
@@ -159,7 +160,7 @@ class BaseAdapterCV:
             splits = cv.split()
         else:
             groups = None if groups is None else _safe_indexing(groups, kept)
-            splits = cv.split(X, y, groups)
+            splits = split_by(cv, X, y, groups)
         folds = [[place[np.asarray(rows)] for rows in parts] for parts in splits]
         folds = [[rows[rows >= 0] for rows in parts] for parts in folds]
         if not folds:

@@ -62,6 +62,8 @@ def test_groups_are_kept_together():
     found = compare_strategies(TEXTS, LABELS, {"words": words}, **own)
     expected = cross_val_score(words, TEXTS, LABELS, **own)
     assert found.loc["words", "mean_test_score"] == pytest.approx(expected.mean())
+    with pytest.raises(ValueError, match=r"cv=GroupKFold\(.* Pass groups=\.\.\., with"):
+        compare_strategies(TEXTS, LABELS, {"words": words}, cv=GroupKFold(3))
 
 
 def test_parameters_and_bytes_are_those_of_the_fitted_model():

@@ -646,3 +646,9 @@ def test_a_verbose_search_tells_of_each_fit(verbose, capfd):
             assert (line in told) == (verbose > 0)
     assert told.count("parameters trained") == [0, 1, 5][verbose]
     assert cv.best_estimator_.verbose == verbose
+
+
+def test_groups_that_are_missing_are_asked_for():
+    cv = AdapterClassifierCV(**OWN, ranks=[2], cv=GroupKFold(3))
+    with pytest.raises(ValueError, match=r"cv=GroupKFold\(.* Pass groups=\.\.\., with"):
+        cv.fit(TEXTS, LABELS)

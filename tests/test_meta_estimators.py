@@ -747,7 +747,7 @@ ONCE = "each row must be in exactly one test fold. Give KFold"
         (PredefinedSplit(np.arange(48) % 3 - 1), rf"cv=PredefinedSplit\(.* {ONCE}"),
         ([(range(48), [48])], rf"cv=\[\(range.* {ONCE}"),
         ([], rf"cv=\[\] leaves .* {ONCE}"),
-        (GroupKFold(2), r"cv=GroupKFold\(.* Pass groups=\.\.\. to fit_transform"),
+        (GroupKFold(2), r"cv=GroupKFold\(.* Pass groups=\.\.\., with"),
         (StratifiedKFold(20), "n_splits=20 cannot be greater"),
     ],
     ids=lambda value: type(value).__name__,

@@ -93,7 +93,13 @@ class Weights:
         self.max_length = model.max_seq_length
         self.prompt = (model.prompts or {}).get(model.default_prompt_name, "")
         self.similarity = model._similarity_fn_name
-        ids = [self.tokenizer(text, verbose=False)["input_ids"] for text in _PROBES]
+        read = [self.tokenizer(text, verbose=False) for text in _PROBES]
+        ids = [own["input_ids"] for own in read]
+        if any(any(own.get("token_type_ids", ())) for own in read):
+            raise ValueError(
+                "The tokenizer of the given model tells types of tokens in a single text, as "
+                "that of XLNet does, which skpeft does not hand on. Pass another model."
+            )
         tokens, mask = (
             part.to(model.device)
             for part in pad([_array(row[:8] or [0]) for row in ids])
@@ -110,6 +116,7 @@ class Weights:
             *_other_side(self.tokenizer),
         )
         self.module = module.to(device, dtype)
+        self.side = self._padding_side(_array(ids[0] or [0]))
 
     def _probe(self, module: "TextModule", batch: dict[str, Tensor]) -> np.ndarray:
         """Features of a few texts, which must be those that the model itself gives."""
@@ -139,6 +146,28 @@ class Weights:
                 "without that, or the plain transformers model by its folder."
             )
         return ours
+
+    def _padding_side(self, row: np.ndarray) -> str:
+        """End at which short texts are filled up: the tokenizer's, if that changes nothing."""
+        fill, rows = self.tokenizer.pad_token_id or 0, [row, row[: len(row) // 2 + 1]]
+        device = next(self.module.parameters()).device
+
+        def features(rows: Sequence[np.ndarray], side: str) -> np.ndarray:
+            ids, mask = (part.to(device) for part in pad(rows, fill, side))
+            batch = {"input_ids": ids, "attention_mask": mask}
+            return probe_features(self.module, batch)[-1].float().cpu().numpy()
+
+        own = self.tokenizer.padding_side
+        alone = features(rows[1:], own)
+        for side in (own, "right"):
+            if same_features(alone, features(rows, side)):
+                return side
+        warn(
+            "The features that this encoder gives for a text depend on how far it is filled "
+            "up to the length of others in its batch, so that a prediction may depend on what "
+            "is predicted with it. Encoders with an attention mask have no such trouble."
+        )
+        return own
 
     def without_tensors(self) -> "Weights":
         """Copy with a tokenizer of its own, and nothing to run."""
@@ -512,8 +541,7 @@ class TextBackbone(Backbone):
         return self._padded(items, _TOKENS_IN_STEP)
 
     def _padded(self, items: Sequence[Item], step: int) -> dict[str, Tensor]:
-        tokenizer = self._weights.tokenizer
-        side = tokenizer.padding_side
+        tokenizer, side = self._weights.tokenizer, self._weights.side
         batch = {}
         for name in items[0]:
             is_id = name.endswith("input_ids")

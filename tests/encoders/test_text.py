@@ -16,8 +16,11 @@ import transformers
 from huggingface_hub import constants
 from huggingface_hub.utils import disable_progress_bars, enable_progress_bars
 from safetensors.torch import load_file, save_file
+from sentence_transformers import SentenceTransformer
 from sklearn.base import clone
 from sklearn.metrics.pairwise import cosine_similarity
+from tokenizers.processors import TemplateProcessing
+from torch import nn
 from transformers.utils import logging
 
 from skpeft import AdapterClassifier, clear_cache
@@ -29,6 +32,7 @@ from tests import models
 
 CPU = torch.device("cpu")
 LABELS = [0, 1, 0, 1, 0, 1, 0]
+ENDS = ("[CLS]", "[SEP]")
 FRAME = np.array(models.PAIRS, dtype=object)
 
 
@@ -263,10 +267,30 @@ def test_pairs_with_prompt_have_it_where_single_texts_have_it(plain_folder):
         )
 
 
-def test_padding_on_the_left_equals_encode(plain_folder):
-    model = models.load(plain_folder("bert"))
+def by_themselves(model):
+    return np.concatenate([model.encode([text]) for text in models.TEXTS])
+
+
+@pytest.mark.parametrize("family", ["bert", "roberta", "qwen2"])
+def test_padding_on_the_left_gives_what_each_text_gives_by_itself(plain_folder, family):
+    model = models.load(plain_folder(family))
     model.tokenizer.padding_side = "left"
-    assert_same(embed(TextEncoder(model), models.TEXTS), model.encode(models.TEXTS))
+    assert_same(embed(TextEncoder(model), models.TEXTS), by_themselves(model))
+
+
+class Smoothed(nn.Module):
+    """Pools sums of tokens, those that fill up too."""
+
+    def forward(self, features):
+        sums = features["token_embeddings"].cumsum(dim=1)
+        return {**features, "sentence_embedding": sums.mean(dim=1)}
+
+
+def test_encoder_that_looks_at_what_fills_up_is_told_of(plain_folder):
+    first = models.with_pooling(plain_folder())[0]
+    model = SentenceTransformer(modules=[first, Smoothed()], device="cpu")
+    with pytest.warns(UserWarning, match="depend on how far it is filled up"):
+        AdapterClassifier(model, adapter=None).fit(models.TEXTS, LABELS)
 
 
 def test_classifier_without_adapter_has_the_features_of_encode(pooled_folder):
@@ -467,7 +491,9 @@ def test_quiet_loading_asks_for_no_bars_where_the_environment_wants_them(monkeyp
 
 def test_loading_prints_nothing(plain_folder, capfd):
     clear_cache()
-    embed(TextEncoder(str(plain_folder("distilbert"))), models.TEXTS)
+    folder = str(plain_folder("distilbert"))
+    capfd.readouterr()  # of writing it
+    embed(TextEncoder(folder), models.TEXTS)
     captured = capfd.readouterr()
     assert captured.out == ""
     assert captured.err == ""
@@ -529,6 +555,16 @@ def test_model_whose_first_module_does_more_than_the_transformer(plain_folder):
     assert_same(embed(TextEncoder(model), models.TEXTS), model.encode(models.TEXTS))
     model[0].register_forward_hook(doubled)
     with pytest.raises(ValueError, match="computes other features than"):
+        AdapterClassifier(model).fit(models.TEXTS, LABELS)
+
+
+def test_tokenizer_that_tells_types_in_a_single_text_is_refused(plain_folder):
+    model = models.with_pooling(plain_folder())
+    ends = [(token, model.tokenizer.convert_tokens_to_ids(token)) for token in ENDS]
+    model.tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="[CLS]:0 $A:1 [SEP]:1", special_tokens=ends
+    )
+    with pytest.raises(ValueError, match="types of tokens in a single text"):
         AdapterClassifier(model).fit(models.TEXTS, LABELS)
 
 
