@@ -309,9 +309,8 @@ class BaseAdapterEstimator(
         wrong = is_regressor if self._task == "classification" else is_classifier
         if self.head is not None and not hasattr(type(self.head), "predict"):
             raise ValueError(
-                f"head={self.head!r} has no predict; a scikit-learn estimator that does "
-                f"{self._task} is "
-                "expected, or a pipeline that ends in one."
+                f"head={self.head!r} has no predict; an estimator of scikit-learn that does "
+                f"{self._task} is expected, or a pipeline that ends in one."
             )
         if self.head is not None and wrong(self.head):
             raise ValueError(

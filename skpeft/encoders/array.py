@@ -1,6 +1,7 @@
 """Rows of numbers."""
 
 import copy
+import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
@@ -28,6 +29,8 @@ from skpeft.encoders.base import (
 N_HEADS = 8
 # What every module of torch holds: its tensors, parts and hooks.
 _OF_TORCH = vars(nn.Module()).keys() - {"training"}
+# Lists in lists and so on that are looked into: one may hold itself.
+_MOST_NESTED = 8
 
 
 class ArrayEncoder(ByReference, Encoder):
@@ -224,16 +227,21 @@ def _structure(module: nn.Module) -> tuple:
     return repr(module), repr(values)
 
 
-def _told(value: Any) -> Any:
+def _told(value: Any, depth: int = 0) -> Any:
     """A value as it can be compared; None of what cannot be looked into."""
-    if isinstance(value, Tensor):
-        value = value.detach().cpu().float().numpy()
+    if (
+        isinstance(value, Tensor)
+        and value.layout == torch.strided
+        and not value.is_meta
+    ):
+        value = value.detach().cpu().double().numpy()
     if isinstance(value, np.ndarray) and value.dtype != object:
-        return value.shape, str(value.dtype), value.tobytes()
+        content = hashlib.blake2b(value.tobytes(), digest_size=16)
+        return value.shape, str(value.dtype), content.hexdigest()
     if isinstance(value, dict):
-        return [(repr(key), _told(own)) for key, own in value.items()]
-    if isinstance(value, list | tuple):
-        return [_told(own) for own in value]
+        value = list(value.items())
+    if isinstance(value, list | tuple) and depth < _MOST_NESTED:
+        return [_told(own, depth + 1) for own in value]
     return repr(value) if isinstance(value, bool | int | float | str) else None
 
 

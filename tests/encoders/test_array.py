@@ -63,6 +63,13 @@ def test_modules_that_differ_in_what_they_hold_beside_tensors(kind):
     np.testing.assert_allclose(features(one), computed(one), atol=1e-5)
 
 
+def test_modules_may_hold_what_cannot_be_compared():
+    module = Clipped([2.0])
+    module.own = [torch.eye(3).to_sparse(), torch.empty(2, device="meta"), object(), 1j]
+    module.own.append(module.own)
+    np.testing.assert_allclose(features(module), computed(module), atol=1e-5)
+
+
 def test_module_that_changes_its_buffers_is_refused_and_left_as_it_was():
     module = Counting()
     with pytest.raises(ValueError, match=r"changes its buffers \['n_calls'\]"):
