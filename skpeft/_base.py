@@ -13,6 +13,7 @@ from sklearn.base import (
     is_classifier,
     is_regressor,
 )
+from sklearn.pipeline import Pipeline
 from sklearn.utils.validation import check_consistent_length, check_is_fitted
 
 from skpeft._callbacks import CallbackSupportMixin, told_of_epochs
@@ -307,7 +308,8 @@ class BaseAdapterEstimator(
         from skpeft.heads import weight_argument
 
         wrong = is_regressor if self._task == "classification" else is_classifier
-        if self.head is not None and not hasattr(type(self.head), "predict"):
+        last = self.head.steps[-1][1] if isinstance(self.head, Pipeline) else self.head
+        if self.head is not None and not hasattr(type(last), "predict"):
             raise ValueError(
                 f"head={self.head!r} has no predict; an estimator of scikit-learn that does "
                 f"{self._task} is expected, or a pipeline that ends in one."

@@ -116,7 +116,9 @@ def fit_half(
     if len(left) < 2 or not (rows.weights[left].any() and rows.weights[fitted].any()):
         return None
     network.load_state(start)
-    plain = replace(settings, patience=None, callback=None, title="held-out check")
+    plain = replace(
+        settings, patience=None, callback=None, title="held-out check", tells=False
+    )
     half, start_rows = replace(rows.take(fitted), n_hints=rows.n_hints), None
     if objective.needs_predictions:
         start_rows = rows_to_start(half, objective.task, random_state)

@@ -77,6 +77,7 @@ class Settings:
     verbose: int
     callback: Callable[[dict[str, Any]], bool | None] | None
     title: str = "adapters"
+    tells: bool = True  # of adapters that take no part
 
 
 @dataclass
@@ -215,10 +216,8 @@ def epochs(
     random_state: RandomState,
 ) -> Iterator[float]:
     """Run the epochs one by one, giving the mean loss of each."""
-    parameters = [
-        *network.trainable().values(),
-        *(linear.parameters() if linear else []),
-    ]
+    trained = network.trainable()
+    parameters = [*trained.values(), *(linear.parameters() if linear else [])]
     optimizer = torch.optim.AdamW(
         parameters,
         lr=settings.learning_rate,
@@ -229,6 +228,7 @@ def epochs(
     n_batches = -(-len(rows.items) // settings.batch_size)
     rate = schedule(settings, n_batches * settings.max_epochs)
     limit, unit, replays = 0.0, float(rows.weights.mean()), network.replays()
+    reached: set[str] = set()
     for epoch in range(settings.max_epochs):
         losses: list[Tensor] = []
         for numbers in batches(rows, lengths, objective, settings, random_state):
@@ -238,12 +238,14 @@ def epochs(
             loss = mean_objective(features, linear, batch, objective, unit)
             if loss.requires_grad:
                 loss.backward()
-            if not (epoch or losses):
-                tell_idle(network)
+            if not epoch:
+                reached |= {_layer(n) for n, p in trained.items() if p.grad is not None}
             losses.append(loss.detach())
             update(optimizer, next(rate))
             # The graph too: no pass could be recorded while nodes of another one are there.
             del features, loss
+        if not epoch and settings.tells:
+            tell_idle(network, reached)
         mean = float(torch.stack(losses).mean())
         limit = limit or _EXPLODED * max(float(losses[0]), 1.0)
         finite = torch.stack([p.isfinite().all() for p in parameters]).all()
@@ -257,29 +259,25 @@ def epochs(
         yield mean
 
 
-def tell_idle(network: AdapterNetwork) -> None:
-    """After a step back, name layers of adapters to which it has not come.
+def tell_idle(network: AdapterNetwork, reached: set[str]) -> None:
+    """Name layers of adapters that are not among those to which gradients have come.
 
     Raises
     ------
     ValueError
-        If it has come to none.
+        If they have come to none.
     """
-    trained = network.trainable()
     if network.adapter is not None and network.adapter.trains_encoder:
         return  # some weights of an encoder are for other uses
-    reached = {
-        _layer(name) for name, tensor in trained.items() if tensor.grad is not None
-    }
-    idle = [
-        place for place in dict.fromkeys(map(_layer, trained)) if place not in reached
-    ]
+    layers = dict.fromkeys(map(_layer, network.trainable()))
+    idle = [layer for layer in layers if layer not in reached]
     if not idle:
         return
     message = (
-        f"The adapters at {idle} take no part in what is minimised. The code of the encoder "
-        "probably leaves these layers out, or reads their weights and does not call them. "
-        "Leave their roles out of the adapter, or give other layers."
+        f"The adapters at {idle} took no part in what was minimised in the first epoch. The "
+        "code of the encoder probably leaves these layers out, or reads their weights and "
+        "does not call them; or the objective gives no gradients. Leave their roles out of "
+        "the adapter, or give other layers."
     )
     if not reached:
         raise ValueError(message)

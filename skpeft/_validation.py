@@ -37,8 +37,8 @@ __all__ = [
 ]
 
 
-# Modules whose lines are none of the user's; the last one wraps methods of transformers.
-_OURS = ("skpeft.", "sklearn.utils._set_output")
+# Packages whose lines are none of the user's.
+_OURS = ("skpeft.", "sklearn.", "joblib.")
 # What has parameters of its own, by the parameter that takes it.
 _OBJECTS = {
     "adapter": "LoRA() in place of 'lora'",
@@ -159,8 +159,7 @@ def check_start(spec):
 def warn(message, category=UserWarning):
     """Warn at the line of the user's from which the package was called.
 
-    That is the one before the first of ours: between ours may be lines of other packages,
-    as where a search fits a model.
+    It may have been called by way of scikit-learn, as where a search fits a model.
 
     Parameters
     ----------

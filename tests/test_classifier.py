@@ -1367,6 +1367,7 @@ def test_head_that_has_predict_once_it_is_fitted():
     assert clf.score(TEXTS, LABELS) > 0.7
 
 
-def test_head_that_cannot_predict_is_refused():
-    with pytest.raises(ValueError, match=r"head=StandardScaler\(\) has no predict"):
-        fitted(head=StandardScaler())
+@pytest.mark.parametrize("head", [StandardScaler(), make_pipeline(StandardScaler())])
+def test_head_that_cannot_predict_is_refused(head):
+    with pytest.raises(ValueError, match=r"StandardScaler\(\).* has no predict"):
+        fitted(head=head)

@@ -25,6 +25,7 @@ from sklearn.model_selection import (
     PredefinedSplit,
     StratifiedKFold,
 )
+from sklearn.pipeline import make_pipeline
 
 from skpeft import (
     AdapterBank,
@@ -291,6 +292,12 @@ def test_warnings_of_a_search_stand_at_the_line_that_asked_for_it():
     )
     with pytest.warns(UserWarning, match="were cut") as told:
         cv.fit(TEXTS, LABELS)
+    line = inspect.currentframe().f_lineno - 1
+    assert {(w.filename, w.lineno) for w in told} == {(__file__, line)}
+    pipeline = make_pipeline("passthrough", AdapterClassifier(encoder, max_epochs=1))
+    search = GridSearchCV(pipeline, {"adapterclassifier__rank": [2]}, cv=2)
+    with pytest.warns(UserWarning, match="were cut") as told:
+        search.fit(TEXTS, LABELS)
     line = inspect.currentframe().f_lineno - 1
     assert {(w.filename, w.lineno) for w in told} == {(__file__, line)}
 

@@ -506,13 +506,12 @@ def unrounded(x: Tensor) -> AbstractContextManager:
 def folded(layer: nn.Module) -> Any:
     """Copy of a frozen layer with the adapters around it folded in; None: impossible.
 
-    It is where a linear layer computes more than its weight and bias say.
+    It is where a layer computes more than its weight and bias say.
     """
     if isinstance(layer, AdaptedLayer):
         return layer.merged()
-    if isinstance(layer, nn.LayerNorm):
-        return copy.deepcopy(layer) if _does_as_its_kind(layer) else None
-    return copy.deepcopy(layer) if is_plain_linear(layer) else None
+    norm = type(layer).forward is nn.LayerNorm.forward and _does_as_its_kind(layer)
+    return copy.deepcopy(layer) if norm or is_plain_linear(layer) else None
 
 
 def widths(layer: nn.Module) -> tuple[int, int]:

@@ -49,6 +49,9 @@ _STEADY = {
     ("Dense", "None", None),
     ("Normalize", "None", None),
 }
+# Largest difference, relative to the largest entry, that is no trace of what fills texts up:
+# in reduced precision products of other shapes are rounded otherwise.
+_PADDING_ROUNDS = 2e-2
 # Before the names of what belongs to the second text of a pair.
 _SECOND = "second_"
 
@@ -141,9 +144,9 @@ class Weights:
         if not same_features(own, ours):
             raise ValueError(
                 "The given model computes other features than its transformer's last hidden "
-                "states, pooled: its first module, or a hook, does more than run the "
-                "transformer. Adapters would be trained for something else. Pass a model "
-                "without that, or the plain transformers model by its folder."
+                "states, pooled: its first module, a hook, or what pools several layers does "
+                "more. Adapters would be trained for something else. Pass a model without "
+                "that, or the plain transformers model by its folder."
             )
         return ours
 
@@ -160,7 +163,7 @@ class Weights:
         own = self.tokenizer.padding_side
         alone = features(rows[1:], own)
         for side in (own, "right"):
-            if same_features(alone, features(rows, side)):
+            if same_features(alone, features(rows, side), _PADDING_ROUNDS):
                 return side
         warn(
             "The features that this encoder gives for a text depend on how far it is filled "
@@ -295,7 +298,7 @@ class TextBackbone(Backbone):
         super().__init__(
             module,
             fingerprint="",  # set below, when the options are known
-            role_table=_table_of(config),
+            role_table=table_of(config),
             family=config.model_type,
             root="transformer",
             probe=weights.probe,
@@ -343,6 +346,7 @@ class TextBackbone(Backbone):
         shell = self._weights.shell
         first = copy.deepcopy(shell, {id(shell.auto_model): module.transformer})
         first.max_seq_length = self._max_length
+        first.tokenizer.padding_side = self._weights.side
         # The library calls `forward` of the transformer, past the hooks that adapters set.
         for key, hook in first.auto_model._forward_pre_hooks.items():
             if key not in shell.auto_model._forward_pre_hooks:
@@ -594,8 +598,15 @@ def _reading(tokenizer: Any) -> list:
     """How a tokenizer turns a text into what it looks up, as far as it can be told."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     names = ("normalizer", "pre_tokenizer", "post_processor")
-    parts = [getattr(backend, name, None) for name in names]
-    return [None if part is None else part.__getstate__() for part in parts]
+    return [_content_of(getattr(backend, name, None)) for name in names]
+
+
+def _content_of(part: Any) -> Any:
+    """What a part of a tokenizer holds; of one that is written in Python, its kind."""
+    try:
+        return None if part is None else part.__getstate__()
+    except Exception:  # a bare one, of the library
+        return type(part).__name__
 
 
 def _pooled_by(pooling: str, hidden_size: int) -> list[nn.Module]:
@@ -657,7 +668,7 @@ def _n_calls(config: Any) -> int | None:
     return config.num_hidden_layers if shared else None
 
 
-def _table_of(config: Any) -> dict[str, str] | None:
+def table_of(config: Any) -> dict[str, str] | None:
     """Role table of a model family; None: not known, or of several layers in a block."""
     if getattr(config, "inner_group_num", 1) > 1:
         return None

@@ -24,6 +24,7 @@ from skpeft.encoders.base import (
     digest,
     probe_features,
     refuse_inference,
+    tensors_of,
 )
 
 N_HEADS = 8
@@ -131,7 +132,14 @@ class ArrayEncoder(ByReference, Encoder):
         self, n_features: int, device: torch.device, dtype: torch.dtype
     ) -> Backbone:
         refuse_inference(self.module)
-        shared = copy.deepcopy(self.module, alias_memo(self.module))
+        try:
+            shared = copy.deepcopy(self.module, alias_memo(self.module))
+        except RuntimeError as error:
+            raise ValueError(
+                f"The module given to ArrayEncoder cannot be copied ({error}). Where it has "
+                "torch.nn.utils.weight_norm or pruning, call remove_weight_norm or "
+                "prune.remove, or use torch.nn.utils.parametrizations."
+            ) from error
         module = RowModule(shared).eval()
         fingerprint, places = digest(shared), addresses(shared)
         with _buffers_left_alone(shared):
@@ -159,11 +167,15 @@ class ArrayEncoder(ByReference, Encoder):
 def _buffers_left_alone(module: nn.Module) -> Iterator[None]:
     """Inside, a module is run; should that change its buffers, they are put back."""
     before = {n: (b, b._version, b.clone()) for n, b in module.named_buffers()}
-    yield
-    changed = {n: (b, c) for n, (b, v, c) in before.items() if b._version != v}
-    with torch.no_grad():
-        for buffer, copied in changed.values():
-            buffer.copy_(copied)
+    changed = []
+    try:
+        yield
+    finally:
+        for name, (buffer, version, copied) in before.items():
+            if buffer._version != version:
+                changed.append(name)
+                with torch.no_grad():
+                    buffer.copy_(copied)
     if changed:
         raise ValueError(
             f"The module given to ArrayEncoder changes its buffers {sorted(changed)} whenever "
@@ -218,31 +230,34 @@ def _features_of(module: nn.Module, rows: Tensor) -> Any:
 
 def _structure(module: nn.Module) -> tuple:
     """What a module says of itself, and the plain values that its parts hold."""
+    known = {id(tensor) for tensor in tensors_of(module)}
     values = [
         (name, key, found)
         for name, part in module.named_modules()
         for key, value in sorted(vars(part).items())
-        if key not in _OF_TORCH and (found := _told(value)) is not None
+        if key not in _OF_TORCH and (found := _told(value, known)) is not None
     ]
     return repr(module), repr(values)
 
 
-def _told(value: Any, depth: int = 0) -> Any:
-    """A value as it can be compared; None of what cannot be looked into."""
-    if (
-        isinstance(value, Tensor)
-        and value.layout == torch.strided
-        and not value.is_meta
-    ):
-        value = value.detach().cpu().double().numpy()
+def _told(value: Any, known: set[int], depth: int = 0) -> Any:
+    """A value as it can be compared; None of what cannot, or is known by its id."""
+    if isinstance(value, Tensor):
+        if id(value) in known or value.layout != torch.strided or value.is_meta:
+            return None
+        raw = value.detach().cpu().reshape(-1).contiguous().view(torch.uint8)
+        return tuple(value.shape), str(value.dtype), _hashed(raw.numpy())
     if isinstance(value, np.ndarray) and value.dtype != object:
-        content = hashlib.blake2b(value.tobytes(), digest_size=16)
-        return value.shape, str(value.dtype), content.hexdigest()
+        return value.shape, str(value.dtype), _hashed(value)
     if isinstance(value, dict):
         value = list(value.items())
     if isinstance(value, list | tuple) and depth < _MOST_NESTED:
-        return [_told(own, depth + 1) for own in value]
+        return [_told(own, known, depth + 1) for own in value]
     return repr(value) if isinstance(value, bool | int | float | str) else None
+
+
+def _hashed(array: np.ndarray) -> str:
+    return hashlib.blake2b(array.tobytes(), digest_size=16).hexdigest()
 
 
 class RowModule(nn.Module):

@@ -244,12 +244,16 @@ def probe_features(module: Callable, batch: dict[str, Tensor]) -> Any:
         return module(batch)
 
 
-def same_features(probe: np.ndarray | None, other: np.ndarray | None) -> bool:
+def same_features(
+    probe: np.ndarray | None, other: np.ndarray | None, tolerance: float = 1e-4
+) -> bool:
     """Whether two probes agree to what devices and versions differ in rounding."""
     if probe is None or other is None:
         return True
-    tolerance = 1e-4 * float(np.abs(probe).max())
-    return np.allclose(probe, other, rtol=0, atol=tolerance)
+    if np.array_equal(probe, other, equal_nan=True):
+        return True
+    atol = tolerance * float(np.abs(probe).max())
+    return np.allclose(probe, other, rtol=0, atol=atol)
 
 
 def refuse_inference(module: nn.Module) -> None:

@@ -14,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 from skpeft._cloning import ByReference
 from skpeft._validation import HasMethods, Integral, Interval, StrOptions, warn
 from skpeft.encoders import _hub, _registry
-from skpeft.encoders._text import POOLINGS, TextBackbone, Weights
+from skpeft.encoders._text import POOLINGS, TextBackbone, Weights, table_of
 from skpeft.encoders.base import Backbone, Encoder, refuse_inference, same_features
 
 # Names of what fills a tensor with random numbers: of tensors, of `torch.nn.init`, and of what
@@ -253,21 +253,19 @@ class NothingDrawn(TorchFunctionMode):
 
 
 def _refuse_gaps(name: str, model: Any) -> None:
-    """Refuse a model whose checkpoint lacks what its blocks need; a pooler is not asked."""
-    transformer = getattr(model[0], "auto_model", nn.Module())
-    absent = [
-        path
-        for path, part in transformer.named_modules()
-        if isinstance(part, nn.Linear)
-        and not part.weight.any()
-        and "pooler" not in path
-    ]
-    if absent:
-        raise ValueError(
-            f"The checkpoint of the encoder {name!r} has no weights for {len(absent)} of its "
-            f"layers, such as {absent[0]!r}: other names stand in the file, or another "
-            "configuration beside it. Save the model anew with its own save_pretrained."
-        )
+    """Refuse a model whose checkpoint lacks blocks, which are zero then."""
+    transformer = getattr(model[0], "auto_model", None)
+    table = None if transformer is None else table_of(transformer.config)
+    if transformer is None or table is None:
+        return
+    for path, block in transformer.get_submodule(table["blocks"]).named_children():
+        linear = [part for part in block.modules() if isinstance(part, nn.Linear)]
+        if linear and not any(bool(part.weight.any()) for part in linear):
+            raise ValueError(
+                f"The checkpoint of the encoder {name!r} has no weights for the block "
+                f"{table['blocks']}.{path}: other names stand in the file, or another "
+                "configuration beside it. Get the model again, or save it anew."
+            )
 
 
 _names: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()

@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import warnings
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from torch import nn
 from torch.nn.utils import parametrizations, spectral_norm
 
 from skpeft import AdapterClassifier
-from skpeft.adapters import IA3, BitFit, HiRA, LoRA
+from skpeft.adapters import IA3, BitFit, HiRA, LayerNormTuning, LoRA
 from skpeft.encoders import ArrayEncoder
 
 ROWS = np.random.RandomState(0).randn(60, 16).astype(np.float32)
@@ -144,7 +145,7 @@ def test_adapters_in_encoder_layers_of_torch_take_part_in_predictions():
 
 @pytest.mark.parametrize("objective", ["contrastive", "cross_entropy"])
 def test_adapters_that_nobody_calls_are_named(objective):
-    idle = r"out_proj', 'model\.blocks\.1\.own\.self_attn\.out_proj'\] take no part"
+    idle = r"out_proj', 'model\.blocks\.1\.own\.self_attn\.out_proj'\] took no part"
     alone, beside = (
         LoRA(4, roles=[*more, "attention_output"]) for more in ((), ("query",))
     )
@@ -153,3 +154,41 @@ def test_adapters_that_nobody_calls_are_named(objective):
     with pytest.warns(UserWarning, match=idle) as told:
         fit(Stacked(), PLACES, beside, objective=objective)
     assert len(told) == 1
+
+
+class Gated(nn.Module):
+    """A second block that runs where a row of the batch asks for it."""
+
+    def __init__(self):
+        super().__init__()
+        self.blocks = nn.ModuleList([Net(nn.Linear(16, 16)) for _ in range(2)])
+        self.blocks[0].last = nn.Linear(16, 16)
+
+    def forward(self, x):
+        hidden = self.blocks[0](x)
+        if bool((x[:, 0] > 2.0).any()):
+            return self.blocks[1](hidden)
+        return hidden[:, :8]
+
+
+@pytest.mark.parametrize("layers", [[1], None])
+def test_blocks_that_run_for_some_batches_are_trained(layers):
+    table = {"blocks": "blocks", "query": "first"}
+    own = {"layers": layers, "objective": "cross_entropy", "batch_size": 4}
+    assert 0 < (ROWS[:, 0] > 2.0).sum() < 4  # most batches have none
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        clf = fit(Gated(), table, LoRA(4, roles=["query"]), **own)
+    trained = clf._network.state()["model.blocks.1.first.lora_B"]
+    assert np.abs(trained).max() > 0
+
+
+class Lifted(nn.LayerNorm):
+    def forward(self, x):
+        return 2 * super().forward(x) + 1
+
+
+def test_export_of_a_normalisation_of_another_kind():
+    table = {"blocks": "", "attention_norm": "first"}
+    clf = fit(Net(Lifted(16)), table, LayerNormTuning(), learning_rate=0.02)
+    np.testing.assert_allclose(exported(clf), clf.decision_function(ROWS), atol=1e-4)

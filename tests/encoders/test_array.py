@@ -1,5 +1,7 @@
 """Modules of the user's: told apart by what they hold, and left as they are."""
 
+import warnings
+
 import numpy as np
 import pytest
 import torch
@@ -75,6 +77,23 @@ def test_module_that_changes_its_buffers_is_refused_and_left_as_it_was():
     with pytest.raises(ValueError, match=r"changes its buffers \['n_calls'\]"):
         features(module)
     assert module.n_calls == 0
+
+
+def test_module_that_fails_is_left_as_it_was_too():
+    module = Counting()
+    module.layer = nn.Linear(5, 8)
+    with pytest.raises(ValueError, match="cannot take rows of 4 numbers"):
+        features(module)
+    assert module.n_calls == 0
+
+
+def test_module_that_cannot_be_copied_is_refused():
+    module = nn.Sequential(nn.Linear(4, 8))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of its age
+        nn.utils.weight_norm(module[0])
+    with pytest.raises(ValueError, match=r"cannot be copied .*parametrizations"):
+        features(module)
 
 
 def test_module_without_parameters_is_exported():
