@@ -308,7 +308,9 @@ class BaseAdapterEstimator(
         from skpeft.heads import weight_argument
 
         wrong = is_regressor if self._task == "classification" else is_classifier
-        last = self.head.steps[-1][1] if isinstance(self.head, Pipeline) else self.head
+        last = self.head
+        while isinstance(last, Pipeline) and last.steps:
+            last = last.steps[-1][1]
         if self.head is not None and not hasattr(type(last), "predict"):
             raise ValueError(
                 f"head={self.head!r} has no predict; an estimator of scikit-learn that does "

@@ -37,8 +37,8 @@ __all__ = [
 ]
 
 
-# Packages whose lines are none of the user's.
-_OURS = ("skpeft.", "sklearn.", "joblib.")
+# Packages by way of which a user calls this one.
+_BETWEEN = ("sklearn.", "joblib.")
 # What has parameters of its own, by the parameter that takes it.
 _OBJECTS = {
     "adapter": "LoRA() in place of 'lora'",
@@ -169,9 +169,8 @@ def warn(message, category=UserWarning):
         Kind of the warning.
     """
     frames = traceback.walk_stack(inspect.currentframe())
-    own = [
-        level
-        for level, (frame, _) in enumerate(frames, start=1)
-        if frame.f_globals.get("__name__", "").startswith(_OURS)
-    ]
-    warnings.warn(message, category, stacklevel=own[-1] + 1)
+    modules = [str(frame.f_globals.get("__name__")) for frame, _ in frames]
+    place = max(i for i, name in enumerate(modules) if name.startswith("skpeft.")) + 1
+    while place < len(modules) and modules[place].startswith(_BETWEEN):
+        place += 1
+    warnings.warn(message, category, stacklevel=place + 1)

@@ -1367,7 +1367,15 @@ def test_head_that_has_predict_once_it_is_fitted():
     assert clf.score(TEXTS, LABELS) > 0.7
 
 
-@pytest.mark.parametrize("head", [StandardScaler(), make_pipeline(StandardScaler())])
+@pytest.mark.parametrize(
+    "head",
+    [
+        StandardScaler(),
+        make_pipeline(StandardScaler()),
+        make_pipeline(StandardScaler(), make_pipeline(StandardScaler())),
+    ],
+    ids=["step", "pipeline", "pipeline in a pipeline"],
+)
 def test_head_that_cannot_predict_is_refused(head):
     with pytest.raises(ValueError, match=r"StandardScaler\(\).* has no predict"):
         fitted(head=head)

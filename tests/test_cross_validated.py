@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from numpydoc.docscrape import ClassDoc
-from sklearn.base import clone
+from sklearn.base import BaseEstimator, ClassifierMixin, clone
 from sklearn.exceptions import FitFailedWarning, NotFittedError
 from sklearn.metrics import log_loss
 from sklearn.model_selection import (
@@ -24,6 +24,7 @@ from sklearn.model_selection import (
     LeaveOneOut,
     PredefinedSplit,
     StratifiedKFold,
+    cross_validate,
 )
 from sklearn.pipeline import make_pipeline
 
@@ -299,6 +300,27 @@ def test_warnings_of_a_search_stand_at_the_line_that_asked_for_it():
     with pytest.warns(UserWarning, match="were cut") as told:
         search.fit(TEXTS, LABELS)
     line = inspect.currentframe().f_lineno - 1
+    assert {(w.filename, w.lineno) for w in told} == {(__file__, line)}
+
+
+class Wrapper(ClassifierMixin, BaseEstimator):
+    """An estimator of the user's around ours."""
+
+    def fit(self, X, y):
+        encoder = TinyTextEncoder(max_length=4)
+        self.model_ = AdapterClassifier(encoder, max_epochs=1).fit(X, y)
+        self.line_ = inspect.currentframe().f_lineno - 1
+        self.classes_ = self.model_.classes_
+        return self
+
+    def predict(self, X):
+        return np.full(len(X), self.classes_[0])
+
+
+def test_warnings_in_an_estimator_of_the_users_stand_at_its_line():
+    with pytest.warns(UserWarning, match="were cut") as told:
+        found = cross_validate(Wrapper(), TEXTS, LABELS, cv=2, return_estimator=True)
+    line = found["estimator"][0].line_
     assert {(w.filename, w.lineno) for w in told} == {(__file__, line)}
 
 

@@ -30,6 +30,7 @@ from skpeft.encoders.base import (
 N_HEADS = 8
 # What every module of torch holds: its tensors, parts and hooks.
 _OF_TORCH = vars(nn.Module()).keys() - {"training"}
+_PLAIN = (bool, int, float, complex, str, bytes, np.generic, torch.dtype)
 # Lists in lists and so on that are looked into: one may hold itself.
 _MOST_NESTED = 8
 
@@ -134,11 +135,12 @@ class ArrayEncoder(ByReference, Encoder):
         refuse_inference(self.module)
         try:
             shared = copy.deepcopy(self.module, alias_memo(self.module))
-        except RuntimeError as error:
+        except (RuntimeError, TypeError) as error:
             raise ValueError(
-                f"The module given to ArrayEncoder cannot be copied ({error}). Where it has "
-                "torch.nn.utils.weight_norm or pruning, call remove_weight_norm or "
-                "prune.remove, or use torch.nn.utils.parametrizations."
+                f"The module given to ArrayEncoder cannot be copied ({error}). Leave out what "
+                "copy.deepcopy refuses: of torch.nn.utils.weight_norm and pruning "
+                "remove_weight_norm and prune.remove leave the weights alone, and "
+                "torch.nn.utils.parametrizations can be copied."
             ) from error
         module = RowModule(shared).eval()
         fingerprint, places = digest(shared), addresses(shared)
@@ -253,7 +255,9 @@ def _told(value: Any, known: set[int], depth: int = 0) -> Any:
         value = list(value.items())
     if isinstance(value, list | tuple) and depth < _MOST_NESTED:
         return [_told(own, known, depth + 1) for own in value]
-    return repr(value) if isinstance(value, bool | int | float | str) else None
+    if isinstance(value, set | frozenset) and depth < _MOST_NESTED:
+        return sorted(repr(_told(own, known, depth + 1)) for own in value)
+    return repr(value) if isinstance(value, _PLAIN) else None
 
 
 def _hashed(array: np.ndarray) -> str:

@@ -258,7 +258,8 @@ def _refuse_gaps(name: str, model: Any) -> None:
     table = None if transformer is None else table_of(transformer.config)
     if transformer is None or table is None:
         return
-    for path, block in transformer.get_submodule(table["blocks"]).named_children():
+    blocks = dict(transformer.named_modules()).get(table["blocks"], nn.Module())
+    for path, block in blocks.named_children():
         linear = [part for part in block.modules() if isinstance(part, nn.Linear)]
         if linear and not any(bool(part.weight.any()) for part in linear):
             raise ValueError(

@@ -53,8 +53,9 @@ def computed(module):
         list,
         lambda values: [np.array(values[0])],
         lambda values: {"high": values[0]},
+        lambda values: {"high": np.float32(values[0])},
     ],
-    ids=["tensor", "array", "list", "list of arrays", "dict"],
+    ids=["tensor", "array", "list", "list of arrays", "dict", "number of numpy"],
 )
 def test_modules_that_differ_in_what_they_hold_beside_tensors(kind):
     one, other = Clipped(kind([2.0])), Clipped(kind([9.0]))

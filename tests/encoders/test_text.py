@@ -30,6 +30,7 @@ from skpeft.adapters import ADAPTERS
 from skpeft.encoders import FAMILIES, TextEncoder, _text, resolve_encoder
 from skpeft.encoders._hub import quiet_loading
 from skpeft.encoders._text import POOLINGS
+from skpeft.encoders.text import _refuse_gaps
 from tests import models
 
 CPU = torch.device("cpu")
@@ -649,3 +650,18 @@ def test_half_precision_that_overflows_is_no_other_model(plain_folder):
     expected = model.encode(models.TEXTS)
     found = embed(TextEncoder(model.half()), models.TEXTS)
     np.testing.assert_allclose(found, expected, rtol=0.1, atol=0.1)
+
+
+def test_code_of_its_own_under_a_known_name_is_not_asked_for_blocks(plain_folder):
+    model = models.load(plain_folder())
+    transformer = nn.Sequential(nn.Linear(2, 2))
+    transformer.config = model[0].auto_model.config
+    _refuse_gaps("own", [SimpleNamespace(auto_model=transformer)])
+    model[0].auto_model.encoder.layer[1].apply(zeroed)
+    with pytest.raises(ValueError, match=r"'own' has no weights"):
+        _refuse_gaps("own", model)
+
+
+def zeroed(part):
+    if isinstance(part, nn.Linear):
+        nn.init.zeros_(part.weight)
