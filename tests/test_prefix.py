@@ -171,18 +171,13 @@ def test_resumed_features_of_numbers_are_those_of_all_blocks(precision):
     check_resumed(network, rows)
 
 
-@pytest.mark.parametrize(("family", "resumes"), [("roberta", True), ("bert", False)])
-def test_padding_on_the_left_is_resumed_where_positions_do_not_count_it(
-    plain_folder, family, resumes
+@pytest.mark.parametrize("family", ["roberta", "bert"])
+def test_texts_that_the_tokenizer_fills_up_on_the_left_are_resumed(
+    plain_folder, family
 ):
     model = models.load(plain_folder(family))
     model[0].tokenizer.padding_side = "left"
-    network = network_of(TextEncoder(model))
-    if resumes:
-        check_resumed(network, models.TEXTS)
-    else:  # hidden states depend on how many are padded along
-        network.remember(network.prepare(models.TEXTS))
-        assert network.resumes is False
+    check_resumed(network_of(TextEncoder(model)), models.TEXTS)
 
 
 def test_resumed_gradients_are_those_of_all_blocks():
