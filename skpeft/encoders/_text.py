@@ -168,7 +168,7 @@ class Weights:
         warn(
             "The features that this encoder gives for a text depend on how far it is filled "
             "up to the length of others in its batch, so that a prediction may depend on what "
-            "is predicted with it. Encoders with an attention mask have no such trouble."
+            "is predicted with it. Give another encoder where that matters."
         )
         return own
 
