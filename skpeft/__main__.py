@@ -303,6 +303,8 @@ def _predict(args):
     if not read:
         raise ValueError(f"{args.file} has no row with a text")
     X = _texts(columns, [rows[i] for i in read], args)
+    if args.proba and not hasattr(model, "predict_proba"):
+        raise ValueError(f"the model in {args.model} gives no probabilities")
     found = model.predict(X)
     names = ["prediction"]
     if found.ndim == 2:
@@ -310,8 +312,6 @@ def _predict(args):
         names = [f"prediction of {name}" for name in several]
     added = np.reshape(found, (len(X), -1)).tolist()
     if args.proba:
-        if not hasattr(model, "predict_proba"):
-            raise ValueError(f"the model in {args.model} gives no probabilities")
         names += [f"probability of {label}" for label in model.classes_]
         added = [
             a + b for a, b in zip(added, model.predict_proba(X).tolist(), strict=True)
@@ -357,7 +357,7 @@ def _info(args):
     facts = {
         "estimator": type(model).__name__,
         **{name: parameters[name] for name in ("encoder", "adapter", "rank", "layers")},
-        "adapter_": model.adapter_,
+        "adapter_": model.adapter_ or "none",
         "texts_a_row": model.n_features_in_,
         "trained_parameters": model.n_trainable_params_,
         "frozen_parameters": model.n_frozen_params_,
@@ -390,6 +390,8 @@ def _read(file):
         rows = _numbered_rows(file)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"there is no file {file}") from error
+    except IsADirectoryError as error:
+        raise IsADirectoryError(f"{file} is a folder; a CSV file is needed") from error
     except UnicodeDecodeError as error:
         raise ValueError(
             f"{file} is not UTF-8 text; save it as CSV in UTF-8"
@@ -433,7 +435,7 @@ def _column(columns, name, file):
     if columns.count(name) != 1:
         raise ValueError(
             f"{file} has {columns.count(name) or 'no'} columns named {name!r}, one is needed; "
-            f"its columns are: {', '.join(map(_shown, columns))}"
+            f"its columns, by its first line, are: {', '.join(map(_shown, columns))}"
         )
     return columns.index(name)
 
@@ -453,6 +455,8 @@ def _texts(columns, rows, args):
         raise ValueError(
             f"--text was given {len(args.text)} times; once or twice it may be"
         )
+    if len(set(args.text)) < len(args.text):
+        raise ValueError(f"--text names the column {args.text[0]!r} twice")
     places = [_column(columns, name, args.file) for name in args.text]
     if len(places) == 1:
         return [row[places[0]] for row in rows]
@@ -465,6 +469,12 @@ def _read_data(args):
     goals = args.label or args.target
     if len(set(goals)) < len(goals):
         raise ValueError(f"the columns to predict are {goals}; name each of them once")
+    both = sorted({*goals} & {*args.text})
+    if both:
+        raise ValueError(
+            f"the columns {both} are named as texts and as what is to be predicted, so that a "
+            "model would read the answer; name other columns of texts"
+        )
     needed = [_column(columns, name, args.file) for name in [*goals, *args.text]]
     kept = [rows[i] for i in _filled(rows, needed)]
     if len(kept) < len(rows):
@@ -510,8 +520,8 @@ def _number(text, column):
         return float(text)
     except ValueError:
         raise ValueError(
-            f"the column {column!r} holds {text!r}, which is no number; for classes use "
-            "--label, once"
+            f"the column {column!r} holds {text!r}, which is no number (decimals have a "
+            "point); for one column of classes use --label, once"
         ) from None
 
 

@@ -10,10 +10,9 @@ import numpy as np
 from sklearn.base import (
     ClassNamePrefixFeaturesOutMixin,
     TransformerMixin,
-    is_classifier,
-    is_regressor,
 )
 from sklearn.pipeline import Pipeline
+from sklearn.utils import get_tags
 from sklearn.utils.validation import check_consistent_length, check_is_fitted
 
 from skpeft._callbacks import CallbackSupportMixin, told_of_epochs
@@ -104,8 +103,8 @@ class BaseAdapterEstimator(
             Texts, pairs of texts in two columns, or rows of numbers, as the encoder
             reads them.
         y : array-like of shape (n_samples,) or (n_samples, n_outputs)
-            Targets. Several columns are labels that a row has or not, as 0 and 1, or of a
-            regressor several numbers.
+            Targets. With several columns a label indicator matrix of 0 and 1 for a
+            classifier, several numbers a row for a regressor.
         sample_weight : array-like of shape (n_samples,) or None, default=None
             Weights of the rows, at least 0, for adapters and head. Rows of weight 0 are
             removed before anything else.
@@ -124,10 +123,10 @@ class BaseAdapterEstimator(
         Raises
         ------
         ValueError
-            If a parameter, X, y or a weight is out of what is expected.
+            If a parameter, X, y or a weight is invalid.
         TypeError
-            If X is no sequence of samples, or encoder, adapter or objective are of no kind
-            that is known.
+            If X is no sequence of samples, or encoder, adapter or objective has an
+            unsupported type.
         OSError
             If the encoder cannot be found.
         MemoryError
@@ -196,7 +195,9 @@ class BaseAdapterEstimator(
         device, trained = self._network.live.device, self.n_trainable_params_
         types = resolve_precision(self.precision, device)
         total = trained + self.n_frozen_params_
-        best = np.argmax(self.validation_scores_) + 1 if self.validation_scores_ else 0
+        # Of a warm start each fit has compared its own epochs only.
+        scores = [] if self.warm_start else self.validation_scores_
+        best = np.argmax(scores) + 1 if scores else 0
         parts = [
             f"{trained:,} of {total:,} parameters trained ({trained / total:.2%})",
             f"{self.n_epochs_} epochs" + (f", the best {best}" if best else ""),
@@ -267,9 +268,17 @@ class BaseAdapterEstimator(
                 f"sample_weight is {sample_weight!r:.80}; one number of at least 0 a row is "
                 "expected. Weights by class go into class_weight."
             )
-        weights = check_sample_weight(
-            sample_weight, samples, dtype=np.float64, ensure_non_negative=True
-        )
+        try:
+            weights = check_sample_weight(
+                sample_weight, samples, dtype=np.float64, ensure_non_negative=True
+            )
+        except (TypeError, ValueError) as error:
+            if not str(error).startswith(("could not convert", "setting an array")):
+                raise
+            raise type(error)(
+                f"sample_weight, the third argument of fit, holds what is no number "
+                f"({error}). Validation rows go by name: fit(X, y, X_val=..., y_val=...)."
+            ) from error
         if not weights.any():
             raise ValueError(
                 "All entries of sample_weight are 0, so no row is left to learn from. "
@@ -307,7 +316,6 @@ class BaseAdapterEstimator(
         """Refuse a head of the other kind, or one that cannot take the weights given."""
         from skpeft.heads import weight_argument
 
-        wrong = is_regressor if self._task == "classification" else is_classifier
         last = self.head
         while isinstance(last, Pipeline) and last.steps:
             last = last.steps[-1][1]
@@ -316,7 +324,9 @@ class BaseAdapterEstimator(
                 f"head={self.head!r} has no predict; an estimator of scikit-learn that does "
                 f"{self._task} is expected, or a pipeline that ends in one."
             )
-        if self.head is not None and wrong(self.head):
+        kind = "regressor" if self._task == "regression" else "classifier"
+        kinds = (kind, None)  # some tell theirs by `predict` alone
+        if self.head is not None and get_tags(self.head).estimator_type not in kinds:
             raise ValueError(
                 f"head={self.head!r} was given to {type(self).__name__}; the head of a "
                 f"{self._task} estimator must do {self._task} too."
@@ -331,7 +341,7 @@ class BaseAdapterEstimator(
 
         self._check_fitted()
         samples = check_samples(self, X, self._network.encoder.modality, reset=False)
-        network = self._found_network()
+        network = self._found_network().live
         items = network.prepare(samples)
         return network.frozen_features(items) if frozen else network.features(items)
 

@@ -17,7 +17,7 @@ _WEIGHTS_PART = 16
 class CacheInfo(NamedTuple):
     """What the cache of hidden states holds, and how often it was of use.
 
-    Parameters
+    Attributes
     ----------
     n_samples : int
         Samples whose hidden states are kept; one of two encoders counts twice.
@@ -91,11 +91,11 @@ class StateCache:
         then the next to come does it.
         """
         self._dropped.append(key)
-        if self._lock.acquire(blocking=False):
-            try:
+        if not self._lock.locked():
+            with (
+                self._lock
+            ):  # and no `acquire`, after which an interrupt would leave it shut
                 self._sweep()
-            finally:
-                self._lock.release()
 
     @contextmanager
     def limited(self, n_bytes: int) -> Iterator[None]:

@@ -135,6 +135,12 @@ def _rows(X) -> list:
             f"expected. {remedy}."
         )
     if hasattr(X, "columns"):
+        names = list(map(str, X.columns)) if hasattr(X, "iloc") else []
+        if len(set(names)) < len(names):
+            raise ValueError(
+                f"X has columns of the same name, {names}. Pass one column of texts, such "
+                "as X.iloc[:, 0], or for pairs two of different names."
+            )
         return np.asarray(X, dtype=object).tolist()
     if isinstance(X, np.ndarray) or hasattr(X, "__array__"):
         if isinstance(X, np.ndarray) and X.dtype.kind not in "OUT":
@@ -145,8 +151,11 @@ def _rows(X) -> list:
                 f"X has {len(shape)} dimensions; texts come as (n,), (n, 1) or, for "
                 "pairs, (n, 2). Reshape it."
             )
-        return X.tolist() if isinstance(X, np.ndarray) else list(X)
-    return list(X)
+        if isinstance(X, np.ndarray):
+            return X.tolist()
+    return (
+        X.to_pylist() if hasattr(X, "to_pylist") else list(X)
+    )  # the former of pyarrow
 
 
 def _no_text(X) -> str:
@@ -162,7 +171,8 @@ def _check_table(rows: list) -> list:
     if width not in (1, 2):
         raise ValueError(
             f"X has rows of {width} entries; one text or a pair of texts a row is "
-            "expected, so 1 or 2 columns. Select the text columns."
+            "expected, so 1 or 2 columns. Select the text columns. Of lists of tokens join "
+            "each to a text; of two lists of texts make pairs by list(zip(a, b))."
         )
     for i, row in enumerate(rows):
         if not isinstance(row, list | tuple) or len(row) != width:
@@ -185,6 +195,8 @@ def _check_text(text, place: str) -> str:
                 "Select the column of texts, or turn them into str; for rows of numbers "
                 "pass encoder=ArrayEncoder()."
             )
+        if isinstance(text, bytes):
+            remedy = "Decode them: [text.decode('utf-8') for text in X]."
         raise ValueError(
             f"{place} is {text!r:.80} of type {type(text).__name__}, but the encoder of "
             f"this estimator reads texts: every entry must be a str. {remedy}"

@@ -48,7 +48,7 @@ def resolve_precision(
 def moved(
     tensor: torch.Tensor, device: torch.device, dtype: torch.dtype | None = None
 ) -> torch.Tensor:
-    """A tensor of the processor on a device, for which nobody waits.
+    """Move a CPU tensor to a device, without waiting for it.
 
     Parameters
     ----------

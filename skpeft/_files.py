@@ -1,4 +1,4 @@
-"""Folders of plain files: read without being led astray, written whole or not at all."""
+"""Folders of plain files: read strictly, written whole or not at all."""
 
 import errno
 import hashlib
@@ -213,9 +213,8 @@ def write_folder(
         done = True
     finally:
         shutil.rmtree(new, ignore_errors=True)
-        if (
-            done or folder.exists()
-        ):  # else the former model is there under its other name
+        # Else the former model is there under its other name.
+        if done or folder.exists():
             shutil.rmtree(old, ignore_errors=True)
 
 

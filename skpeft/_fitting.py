@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from skpeft._network import NotFiniteError
+from skpeft._live import NotFiniteError
 from skpeft._planning import Plan
 from skpeft._shrinkage import HeldOut, Verdict, between, fit_half, judge, validate
 from skpeft._training import History, Rows, train
@@ -25,7 +25,7 @@ _TRUSTED = Verdict(strength=1.0, temperature=1.0)
 
 def run(plan: Plan) -> dict[str, Any]:
     """Do what is planned; gives the fitted attributes of the estimator."""
-    network, history, verdict = plan.network, plan.past, _TRUSTED
+    network, history, verdict = plan.network.live, plan.past, _TRUSTED
     network.remember(plan.items)
     if plan.settings is not None:
         new = History()
@@ -57,17 +57,17 @@ def run(plan: Plan) -> dict[str, Any]:
         "loss_curve_": history.losses,
         "validation_scores_": history.scores,
         "n_epochs_": len(history.losses),
-        "n_trainable_params_": network.n_trained,
+        "n_trainable_params_": plan.network.n_trained,
         "n_frozen_params_": network.n_frozen,
         "_n_features_out": features.shape[1],
-        "_network": network,
+        "_network": plan.network,
     }
 
 
 def snapshot(plan: Plan) -> dict[str, Any]:
     """Fitted attributes as if training had stopped, with the adapters as they are."""
     network = copy.deepcopy(plan.network)
-    features = network.features(plan.rows.items)
+    features = network.live.features(plan.rows.items)
     return {
         "head_": head_on(features, plan),
         "_n_features_out": features.shape[1],
@@ -83,7 +83,7 @@ def what_is_there_kept(plan: Plan, history: History) -> Iterator[SimpleNamespace
     try:
         yield training
     except KeyboardInterrupt:
-        if not plan.keeps_interrupted:
+        if not (plan.keeps_interrupted and history.losses):
             raise
         training.interrupted = True
         warn(
@@ -113,18 +113,18 @@ def find_verdict(plan: Plan, n_epochs: int, trained: dict[str, np.ndarray]) -> V
         """Outputs for unseen rows of the default head fitted on others."""
         weights, task = rows.weights, plan.objective.task
         head = default_head(features, rows.targets, weights, rows.frozen, task)
-        head = fit_head(head, features, rows.targets, weights, weighted=True)
+        head = fit_head(head, features, rows.targets, weights)
         return head.predict(unseen) if task == "regression" else logits(head, unseen)
 
     try:
         if plan.held_out:
             assert plan.validation is not None
             evidence: HeldOut | None = validate(
-                plan.network, trained, plan.training, plan.validation, outputs_of
+                plan.network.live, trained, plan.training, plan.validation, outputs_of
             )
         else:
             evidence = fit_half(
-                plan.network,
+                plan.network.live,
                 plan.start,
                 plan.rows,
                 plan.objective,
@@ -146,14 +146,13 @@ def find_verdict(plan: Plan, n_epochs: int, trained: dict[str, np.ndarray]) -> V
 
 def head_on(features: np.ndarray, plan: Plan) -> Any:
     """Fit the head of the user, or the default one, on adapted features."""
-    is_weighted = plan.weights is not None
     if plan.head is not None:
-        return fit_head(plan.head, features, plan.y, plan.weights, is_weighted)
+        return fit_head(plan.head, features, plan.y, plan.weights)
     weights, task = plan.rows.weights, plan.objective.task
     y = plan.rows.targets if task == "regression" else plan.y
     frozen = plan.rows.frozen if plan.network.trains else features
     head = default_head(features, y, weights, frozen, task)
-    head = fit_head(head, features, y, weights, is_weighted)
+    head = fit_head(head, features, y, None if plan.weights is None else weights)
     if task == "regression":
         in_units(head, plan.target.mean, plan.target.scale)
     return head

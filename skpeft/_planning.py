@@ -24,14 +24,12 @@ from skpeft.adapters.base import Adapter
 from skpeft.encoders.base import Encoder, Item
 from skpeft.objectives import Objective
 
-# From so many classes and rows of each on, with fewer rows in all than that, and for so long,
-# adapter="auto" changes whole weights of all blocks, in steps that are no larger than so many
-# times the adapter's own learning rate.
-_WIDE_CLASSES = 5
-_WIDE_ROWS_EACH = 16
-_WIDE_ROWS = 1000
-_WIDE_EPOCHS = 3
-_WIDE_PACE = 2.4
+# When adapter="auto" is HiRA in all blocks, and how that is trained; see `auto_is_hira`.
+_HIRA_CLASSES = 5  # at least
+_HIRA_ROWS_EACH = 16  # of each class, at least
+_HIRA_ROWS = 1000  # in all, fewer
+_HIRA_EPOCHS = 3
+_HIRA_PACE = 2.4  # largest factor of the adapter's own learning rate
 
 
 @dataclass(frozen=True)
@@ -66,8 +64,10 @@ class Plan:
     @property
     def items(self) -> list[Item]:
         """All prepared samples, each once."""
-        more = [] if self.validation is None else self.validation.items
-        return list({id(i): i for i in [*self.rows.items, *more]}.values())
+        # Rows that were split off are among `rows` already.
+        if self.validation is None or not self.held_out:
+            return self.rows.items
+        return [*self.rows.items, *self.validation.items]
 
 
 def make_plan(
@@ -99,15 +99,14 @@ def make_plan(
     random_state = check_random_state(random_state)
     seed = int(random_state.randint(2**31 - 1))
     goes_on = estimator.warm_start and estimator.__sklearn_is_fitted__()
-    wide = is_wide(estimator, objective, data.y[: len(data.y) - data.n_hints], goes_on)
+    wide = auto_is_hira(
+        estimator, objective, data.y[: len(data.y) - data.n_hints], goes_on
+    )
     # The frozen network of the last fit is the one from which it was drawn back.
     seed = estimator._network.seed if goes_on else seed
     network, wide = _widest_network(estimator, encoder, seed, wide, goes_on)
-    adapter = network.adapter
     start = network.state()
-    asks = False
-    if adapter is not None and not adapter.frozen:
-        asks = _asks_frozen(estimator, adapter, objective)
+    asks = network.trains and _asks_frozen(estimator, network, objective)
     rows, validation = _prepare(estimator, network, data, held_out, target, asks)
     past = _go_on(estimator, network, start) if goes_on else History()
     training = rows
@@ -144,7 +143,9 @@ def make_plan(
     )
 
 
-def is_wide(estimator: Any, objective: Objective, y: np.ndarray, goes_on: bool) -> bool:
+def auto_is_hira(
+    estimator: Any, objective: Objective, y: np.ndarray, goes_on: bool
+) -> bool:
     """Whether adapter="auto" is HiRA in all blocks, and not LoRA.
 
     Several classes with 16 rows each or more gain from changes of full rank in all blocks,
@@ -174,8 +175,8 @@ def is_wide(estimator: Any, objective: Objective, y: np.ndarray, goes_on: bool) 
 def _suffices(y: np.ndarray) -> bool:
     """Whether rows and classes are such that "auto" changes whole weights."""
     counts = np.unique(y, return_counts=True)[1]
-    enough = len(counts) >= _WIDE_CLASSES and counts.min() >= _WIDE_ROWS_EACH
-    return bool(enough and len(y) < _WIDE_ROWS)
+    enough = len(counts) >= _HIRA_CLASSES and counts.min() >= _HIRA_ROWS_EACH
+    return bool(enough and len(y) < _HIRA_ROWS)
 
 
 def _widest_network(
@@ -209,12 +210,12 @@ def _network(
     )
 
 
-def _asks_frozen(estimator: Any, adapter: Adapter, objective: Objective) -> bool:
+def _asks_frozen(estimator: Any, network: AdapterNetwork, objective: Objective) -> bool:
     """Whether features of all rows before training are needed."""
     judges = estimator.shrinkage == "auto" and estimator.head is None
     chooses = estimator.head is None and objective.task == "regression"
     # Where these are not the frozen encoder's, a warm start could not ask for them later.
-    starts = objective.needs_predictions and adapter.weights is not None
+    starts = objective.needs_predictions and network.starts_from_file
     return judges or chooses or starts
 
 
@@ -238,7 +239,7 @@ def _prepare(
 ) -> tuple[Rows, Rows | None]:
     """Tokenise all rows at once; those of `data`, and those held out if there are any."""
     given = [data] if held_out is None else [data, held_out]
-    items = network.prepare([sample for part in given for sample in part.samples])
+    items = network.live.prepare([sample for part in given for sample in part.samples])
     found = []
     for part in given:
         own, items = items[: len(part.y)], items[len(part.y) :]
@@ -306,12 +307,12 @@ def _settings(
                 "the adapters stay as they are. If X and y were swapped, it is fit(X, y) "
                 "with the labels last; else add rows, or use objective='cross_entropy'.",
             )
-    n_tokens = float(np.mean(network.lengths(training.items)))
-    n_epochs = _WIDE_EPOCHS if wide else objective.default_epochs(n_rows)
+    n_tokens = float(np.mean(network.live.lengths(training.items)))
+    n_epochs = _HIRA_EPOCHS if wide else objective.default_epochs(n_rows)
     n_epochs = estimator.max_epochs or n_epochs
     batch_size = batch_size or default_batch_size(objective, n_tokens)
     pace = objective.pace(n_epochs * -(-n_rows // batch_size))
-    pace = min(pace, _WIDE_PACE) if wide else pace
+    pace = min(pace, _HIRA_PACE) if wide else pace
     stops = validation is not None and estimator.early_stopping
     return Settings(
         max_epochs=n_epochs,
@@ -324,6 +325,7 @@ def _settings(
         tol=estimator.tol,
         verbose=estimator.verbose,
         callback=estimator.callback,
+        tells=not network.adapter.trains_encoder,  # of that some weights are for other uses
     )
 
 
@@ -332,9 +334,9 @@ def _go_on(estimator: Any, network: AdapterNetwork, start: State) -> History:
     last, strength = estimator._network, 1.0 - estimator.shrinkage_
     state = last.state()
     try:
-        network.load_state(state)
+        network.live.load_state(state)
         if 0.01 < strength < 1.0:  # undo the shrinkage, which would add up
-            network.load_state(between(start, state, 1.0 / strength))
+            network.live.load_state(between(start, state, 1.0 / strength))
     except ValueError as error:
         raise ValueError(
             "warm_start=True continues the last fit, but the adapter or its layers "

@@ -44,9 +44,8 @@ class PassThrough(StandIn):
 
     def __init__(self, block: nn.Module, beside: tuple | None) -> None:
         super().__init__(block)
-        self.beside = (
-            beside  # what else is in the tuple that the block gives, if it does
-        )
+        # What else is in the tuple that the block gives, if it does.
+        self.beside = beside
 
     def forward(self, hidden: Tensor, *args: object, **kwargs: object) -> object:
         """Hidden states, in the form in which the block gives its own."""
@@ -113,9 +112,8 @@ class Halves(NamedTuple):
     lower: nn.Module
     upper: nn.Module
     flow: Flow
-    place: tuple[
-        str, ...
-    ]  # whose output, or the one whose input, the hidden states are
+    # Whose output, or the one whose input, the hidden states are.
+    place: tuple[str, ...]
 
     def states(self, batch: dict[str, Tensor]) -> list[list[Tensor]]:
         """Hidden states of each item: tensors (tokens, dim), those of a sequence together."""

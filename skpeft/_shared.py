@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from skpeft import _prefix
-from skpeft._device import moved, resolve_precision
-from skpeft._network import AdapterNetwork, computing
+from skpeft._device import moved
+from skpeft._live import LiveNetwork
 from skpeft.adapters.base import AdaptedLayer, unrounded, unwrapped
 from skpeft.adapters.lora import LoRALinear
 from skpeft.encoders.base import Item
@@ -94,18 +94,17 @@ class StackedLoRA(AdaptedLayer):
         return (output + update.reshape(output.shape)).to(output.dtype)
 
 
-def updates_of(network: AdapterNetwork) -> dict[str, LoRALinear] | None:
+def updates_of(network: LiveNetwork) -> dict[str, LoRALinear] | None:
     """Where a network has which update, if it has nothing else; None if it does."""
-    if network.adapter is not None and network.adapter.trains_encoder:
-        return None
     found: dict[str, LoRALinear] = {}
-    for name, part in network.live.module.named_modules():
+    for name, part in network.module.named_modules():
         if not isinstance(part, AdaptedLayer):
             continue
         if type(part) is not LoRALinear or unwrapped(part) is not part.base:
             return None
         found[name] = part
-    return found
+    own = {id(tensor) for part in found.values() for tensor in part.parameters()}
+    return found if own >= set(map(id, network.trainable().values())) else None
 
 
 class Part(NamedTuple):
@@ -120,7 +119,7 @@ class SharedPass:
 
     Parameters
     ----------
-    networks : dict of str to AdapterNetwork
+    networks : dict of str to LiveNetwork
         By task. Networks without an adapter are one.
     items : sequence of Item
         A few of them serve to try whether sharing gives the features of each network.
@@ -128,20 +127,20 @@ class SharedPass:
 
     def __init__(
         self,
-        networks: dict[str, AdapterNetwork],
+        networks: dict[str, LiveNetwork],
         items: Sequence[Item],
     ) -> None:
         self.tasks = networks
-        plain = next((n for n in networks.values() if n.adapter is None), None)
-        own = [plain if n.adapter is None else n for n in networks.values()]
-        self.networks = list({id(n): n for n in own if n is not None}.values())
-        place = {id(network): i for i, network in enumerate(self.networks)}
-        self.owner = {name: place[id(n)] for name, n in zip(networks, own, strict=True)}
+        plain = next((n for n in networks.values() if not n.adapted), None)
+        own = [n if n.adapted else plain or n for n in networks.values()]
+        self.networks = list(dict.fromkeys(own))
+        place = {network: i for i, network in enumerate(self.networks)}
+        self.owner = {name: place[n] for name, n in zip(networks, own, strict=True)}
         self.first = self.networks[0]
-        self.route = Route(self.first.live.device)
+        self.route = Route(self.first.device)
         self._build(self.first.some(self.first.windows(items)))
 
-    def is_stale(self, networks: dict[str, AdapterNetwork]) -> bool:
+    def is_stale(self, networks: dict[str, LiveNetwork]) -> bool:
         """Whether there is another task, or one was fitted again."""
         return networks.keys() != self.tasks.keys() or any(
             networks[name] is not network for name, network in self.tasks.items()
@@ -151,9 +150,9 @@ class SharedPass:
     @torch.no_grad()
     def _build(self, some: Sequence[Item]) -> None:
         """Choose the widest sharing that gives the features of each network."""
-        adapted = [n for n in self.networks if n.adapter is not None]
-        lowest = min((n.live.lowest for n in adapted), default=0)
-        modules = [n.live.module for n in self.networks]
+        adapted = [n for n in self.networks if n.adapted]
+        lowest = min((n.lowest for n in adapted), default=0)
+        modules = [n.module for n in self.networks]
         # The last shares nothing.
         ways = [(modules, False, lowest), (modules, False, 0)]
         if len(adapted) > 1 and (stacked := self._stack()) is not None:
@@ -185,7 +184,7 @@ class SharedPass:
                 return None
             for name, update in own.items():
                 updates[name][i] = update
-        module = self.first.live.backbone.share_module()
+        module = self.first.backbone.share_module()
         for name, layers in updates.items():
             base = module.get_submodule(name)
             module.set_submodule(name, StackedLoRA(base, layers, self.route))
@@ -202,7 +201,7 @@ class SharedPass:
             found = torch.stack(self._pairs(some, rows, owners))
         except Exception:  # of a model that mixes up rows, or gives layers other shapes
             return False
-        tolerance = _ROUNDING[self.first.live.autocast]
+        tolerance = _ROUNDING[self.first.autocast]
         for i, network in enumerate(self.networks):
             expected = network.forward_windows(some)
             gap = (found[i::n] - expected).abs().max()
@@ -224,9 +223,7 @@ class SharedPass:
         tasks : ndarray of str of shape (n_pairs,)
             Names of tasks.
         """
-        for backbone in {
-            id(b): b for n in self.networks for b in [n.live.backbone]
-        }.values():
+        for backbone in {network.backbone for network in self.networks}:
             backbone.check_unchanged()
         owners = np.array([self.owner[task] for task in tasks], dtype=np.int64)
         pairs, inverse = np.unique(
@@ -255,7 +252,7 @@ class SharedPass:
             np.repeat(owners, [len(of_row[row]) for row in rows]),
             merge,
         )
-        return self.first.live.backbone.join(
+        return self.first.backbone.join(
             torch.stack(found), [items[row] for row in rows]
         )
 
@@ -268,7 +265,6 @@ class SharedPass:
     ) -> list[Tensor]:
         """Features of pairs of a window and a network, in their order."""
         first, found = self.first, [torch.empty(0)] * len(rows)
-        dtype = resolve_precision(first.precision, first.live.device)[0]
         pairs_of: dict[int, list[int]] = defaultdict(list)
         for pair, row in enumerate(rows):
             pairs_of[row].append(pair)
@@ -284,13 +280,13 @@ class SharedPass:
                 self.route.lead(owners[chunk])
                 owner = self.networks[owners[chunk[0]]]
                 ready = owner.ready() if merge else nullcontext()
-                with ready, computing(first.live):
+                with ready, first.computing():
                     if known is None or part.halves is None:
                         features = part.module(batch)
                     else:
                         kept = [known[row] for row in rows[chunk]]
                         features = part.halves.resume(batch, kept)
-                for pair, feature in zip(chunk, features.to(dtype), strict=True):
+                for pair, feature in zip(chunk, features.to(first.dtype), strict=True):
                     found[pair] = feature
         return found
 

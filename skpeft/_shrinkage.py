@@ -14,7 +14,7 @@ import numpy as np
 from numpy.random import RandomState
 from scipy.special import log_expit, log_softmax
 
-from skpeft._network import AdapterNetwork
+from skpeft._live import LiveNetwork
 from skpeft._training import History, Rows, Settings, rows_to_start, train
 from skpeft.objectives import Objective
 
@@ -85,7 +85,7 @@ def held_out(
 
 
 def fit_half(
-    network: AdapterNetwork,
+    network: LiveNetwork,
     start: State,
     rows: Rows,
     objective: Objective,
@@ -100,7 +100,7 @@ def fit_half(
 
     Parameters
     ----------
-    network : AdapterNetwork
+    network : LiveNetwork
         To be trained, from `start`.
     start : dict of str to ndarray
         State in which the adapters change nothing.
@@ -129,7 +129,7 @@ def fit_half(
 
 
 def validate(
-    network: AdapterNetwork,
+    network: LiveNetwork,
     trained: State,
     training: Rows,
     validation: Rows,

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from skpeft._data import balanced_batches, shuffled_batches
 from skpeft._device import moved
-from skpeft._network import AdapterNetwork, NotFiniteError
+from skpeft._live import LiveNetwork, NotFiniteError
 from skpeft._validation import warn
 from skpeft.encoders.base import Item
 from skpeft.heads import closed_form
@@ -97,12 +97,12 @@ class Linear(nn.Module):
     It starts from a ridge regression on some rows, which hold their features.
     """
 
-    def __init__(self, network: AdapterNetwork, rows: Rows, task: str) -> None:
+    def __init__(self, network: LiveNetwork, rows: Rows, task: str) -> None:
         super().__init__()
         features = rows.frozen
         assert features is not None
         start = closed_form(features, rows.targets, rows.weights, task)
-        device, dtype = network.live.device, torch.from_numpy(features).dtype
+        device, dtype = network.device, torch.from_numpy(features).dtype
 
         def tensor(values: np.ndarray) -> Tensor:
             return torch.from_numpy(values).to(device, dtype)
@@ -134,7 +134,7 @@ def rows_to_start(rows: Rows, task: str, random_state: RandomState) -> Rows:
 
 @torch.inference_mode(False)  # under it there are no gradients
 def train(
-    network: AdapterNetwork,
+    network: LiveNetwork,
     rows: Rows,
     objective: Objective,
     settings: Settings,
@@ -150,7 +150,7 @@ def train(
 
     Parameters
     ----------
-    network : AdapterNetwork
+    network : LiveNetwork
         Its trainable tensors are changed.
     rows : Rows
         Training rows.
@@ -175,7 +175,7 @@ def train(
     """
     linear = None if start is None else Linear(network, start, objective.task)
     best = Best(settings.patience, settings.tol)
-    generator = torch.Generator(device=network.live.device)
+    generator = torch.Generator(device=network.device)
     generator.manual_seed(int(random_state.randint(2**31 - 1)))
     try:
         with (
@@ -208,7 +208,7 @@ def train(
 
 
 def epochs(
-    network: AdapterNetwork,
+    network: LiveNetwork,
     linear: Linear | None,
     rows: Rows,
     objective: Objective,
@@ -222,7 +222,7 @@ def epochs(
         parameters,
         lr=settings.learning_rate,
         weight_decay=settings.weight_decay,
-        fused=network.live.device.type in ("cpu", "cuda"),
+        fused=network.device.type in ("cpu", "cuda"),
     )
     lengths = network.lengths(rows.items)
     n_batches = -(-len(rows.items) // settings.batch_size)
@@ -250,16 +250,18 @@ def epochs(
         limit = limit or _EXPLODED * max(float(losses[0]), 1.0)
         finite = torch.stack([p.isfinite().all() for p in parameters]).all()
         if not (mean < limit and finite):
+            reason = f"The training loss became {mean:.3g}"
+            if mean < limit:
+                reason = "Trained weights became infinite or NaN"
             raise NotFiniteError(
-                f"The training loss became {mean:.3g}, or weights beyond all numbers. "
-                f"learning_rate={settings.learning_rate} or weight_decay="
+                f"{reason}. learning_rate={settings.learning_rate} or weight_decay="
                 f"{settings.weight_decay} is probably too high for this adapter; give a "
                 "lower one."
             )
         yield mean
 
 
-def tell_idle(network: AdapterNetwork, reached: set[str]) -> None:
+def tell_idle(network: LiveNetwork, reached: set[str]) -> None:
     """Name layers of adapters that are not among those to which gradients have come.
 
     Raises
@@ -267,8 +269,6 @@ def tell_idle(network: AdapterNetwork, reached: set[str]) -> None:
     ValueError
         If they have come to none.
     """
-    if network.adapter is not None and network.adapter.trains_encoder:
-        return  # some weights of an encoder are for other uses
     layers = dict.fromkeys(map(_layer, network.trainable()))
     idle = [layer for layer in layers if layer not in reached]
     if not idle:
@@ -360,7 +360,7 @@ def schedule(settings: Settings, n_steps: int) -> Iterator[float]:
 
 
 def validate(
-    network: AdapterNetwork,
+    network: LiveNetwork,
     linear: Linear | None,
     rows: Rows,
     validation: Rows,
@@ -375,7 +375,7 @@ def validate(
     with torch.no_grad(), network.dropout(None):
         held_out = torch.from_numpy(network.features(validation.items))
         if linear is not None:
-            held_out = held_out.to(network.live.device)
+            held_out = held_out.to(network.device)
             mean = float(validation.weights.mean())
             return -float(mean_objective(held_out, linear, validation, objective, mean))
         features = torch.from_numpy(network.features(rows.items))
@@ -416,7 +416,7 @@ class Best:
         """Whether `patience` epochs in a row brought no gain of `tol`."""
         return self.patience is not None and self._waited >= self.patience
 
-    def update(self, score: float, network: AdapterNetwork) -> None:
+    def update(self, score: float, network: LiveNetwork) -> None:
         """Take note of the score of an epoch."""
         if self.patience is None:
             return

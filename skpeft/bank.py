@@ -159,7 +159,7 @@ class AdapterBank:
         """Features of each pair of a row and a task, one array a pair."""
         _check_agree(self.estimators)
         with self._lock:
-            used = {n: e._found_network() for n, e in self.estimators.items()}
+            used = {n: e._found_network().live for n, e in self.estimators.items()}
             items = next(iter(used.values())).prepare(samples)
             if self._pass is None or self._pass.is_stale(used):
                 self._pass = SharedPass(used, items)

@@ -106,10 +106,10 @@ class AdapterClassifier(ClassifierMixin, BaseAdapterEstimator):
         "layer_norm" or "ladder", a spec of `skpeft.adapters` or several at once, None for
         the head alone on frozen features, or "full" for every weight of a private copy of
         the encoder. A `LoraConfig`, `HiraConfig` or `IA3Config` of PEFT is translated.
-        "auto" is "lora", but of a classifier that contrasts five classes or more, each of 16
-        rows or more and all of fewer than 1,000, "hira" in all blocks for three epochs,
-        unless `layers` and `max_epochs` say otherwise; see `adapter_`. With a `rank` it is
-        "lora" whatever the rows are.
+        "auto" is "lora". One exception: a classifier with a contrastive objective and no
+        `rank`, at least 5 classes, at least 16 rows of each and fewer than 1,000 rows in all
+        takes "hira", in all blocks and for three epochs unless `layers` and `max_epochs` say
+        otherwise. `adapter_` tells which it was.
     rank : int or None, default=None
         Overrides the capacity of the adapter (rank of LoRA, width of a bottleneck or of a
         ladder, length of a prefix); None keeps the adapter's own. Adapters without a
@@ -141,10 +141,11 @@ class AdapterClassifier(ClassifierMixin, BaseAdapterEstimator):
     shrinkage : "auto" or float in [0, 1], default="auto"
         How far the trained adapters are drawn back to the frozen encoder: 0 leaves them
         as trained, 1 undoes them. "auto": as far as rows say that the adapters have not
-        seen, which is near 0 where adapters help. These are the validation rows or,
-        without any, one half of the rows, for a second fit on the other half. From them
-        the default classification head gets the temperature of its probabilities too. A
-        `head` of yours gets the adapters as trained.
+        seen, which is near 0 where adapters help. These are the rows of `X_val` or,
+        without it, one half of the rows, for a second fit on the other half; those that
+        `early_stopping` splits off do not serve here. From them the default
+        classification head gets the temperature of its probabilities too. A `head` of
+        yours gets the adapters as trained.
     early_stopping : bool or "auto", default="auto"
         Whether to stop when the score on validation rows no longer rises, and to keep
         the best state. "auto": if `X_val` is given. True without `X_val` splits off
@@ -339,13 +340,26 @@ class AdapterClassifier(ClassifierMixin, BaseAdapterEstimator):
                 "row there are no classes to weight. Leave it None; for rare labels choose "
                 "thresholds on predict_proba, and for rows that count more sample_weight."
             )
+        same = classes[(y == y[0]).all(axis=0)].tolist()
+        if same:
+            warn(
+                f"The labels {same} are the same in all rows, so that nothing is learned of "
+                "them. Add rows that have others, or drop them from y.",
+            )
         return LabelTarget(classes)
 
     def _class_weights(self, classes, y):
         """Weight of each class, learned from the training labels; None: all the same."""
         if self.class_weight is None:
             return None
-        found = compute_class_weight(self.class_weight, classes=classes, y=y)
+        try:
+            found = compute_class_weight(self.class_weight, classes=classes, y=y)
+        except ValueError as error:
+            raise ValueError(
+                f"class_weight={self.class_weight!r} was given ({error}). Expected are labels "
+                f"in y, such as {classes.tolist()[:10]}. Inside VotingClassifier and "
+                "StackingClassifier these are the numbers of the classes."
+            ) from error
         if not (np.isfinite(found).all() and found.min() >= 0 < found.max()):
             raise ValueError(
                 f"class_weight={self.class_weight!r} was given; the weights of the classes "
@@ -379,7 +393,8 @@ class AdapterClassifier(ClassifierMixin, BaseAdapterEstimator):
         if len(absent) == len(self.label_texts):
             raise ValueError(
                 f"label_texts has the keys {absent}; expected are labels in y, such as "
-                f"{classes[:10]}."
+                f"{classes[:10]}. Inside VotingClassifier and StackingClassifier these are the "
+                "numbers of the classes."
             )
         if absent:
             warn(

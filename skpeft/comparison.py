@@ -13,7 +13,7 @@ from sklearn.base import clone, is_classifier
 from sklearn.model_selection import check_cv, cross_validate
 from sklearn.utils.multiclass import type_of_target
 
-from skpeft._cache import config_context
+from skpeft._cache import STATES
 from skpeft._data import split_by
 from skpeft.classifier import AdapterClassifier
 from skpeft.regressor import AdapterRegressor
@@ -199,8 +199,7 @@ def _warm_up(estimator, X, y, split):
 
 def _run(model, X, y, split, scoring, *, size):
     """Fit and score on one split; what came out, and what it took."""
-    with config_context(cache_bytes=0):
-        pass  # forgets what is kept
+    STATES.clear()
     with PeakMemory() as memory:
         found = cross_validate(
             model, X, y, cv=[split], scoring=scoring, return_estimator=True,

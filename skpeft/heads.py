@@ -7,6 +7,7 @@ from scipy.special import expit, logit
 from sklearn import get_config
 from sklearn.base import BaseEstimator, ClassifierMixin, clone
 from sklearn.linear_model import LogisticRegression, Ridge, RidgeCV
+from sklearn.model_selection._search import BaseSearchCV
 from sklearn.pipeline import Pipeline
 from sklearn.utils import gen_batches
 from sklearn.utils.validation import check_is_fitted, has_fit_parameter
@@ -204,6 +205,7 @@ def weight_argument(head) -> str:
         If it takes none.
     """
     last = head.steps[-1][1] if isinstance(head, Pipeline) else head
+    last = last.estimator if isinstance(last, BaseSearchCV) else last
     if not has_fit_parameter(last, "sample_weight"):
         raise ValueError(
             f"sample_weight or class_weight was given, but head={head!r} takes no "
@@ -219,7 +221,6 @@ def fit_head(
     features: np.ndarray,
     y: np.ndarray,
     weights: np.ndarray | None,
-    weighted: bool,
 ):
     """Fit a copy of a head on adapted features.
 
@@ -232,16 +233,14 @@ def fit_head(
     y : ndarray of shape (n_samples,)
         Targets as the user gave them.
     weights : ndarray of shape (n_samples,) or None
-        Row weights.
-    weighted : bool
-        Whether the user asked for weights, so that the head must take them.
+        Row weights, which the head must take; None: no weights.
 
     Raises
     ------
     ValueError
         If the head takes no weights but has to, or not several targets.
     """
-    given = {weight_argument(head): weights} if weighted else {}
+    given = {} if weights is None else {weight_argument(head): weights}
     try:
         return clone(head).fit(features, y, **given)
     except ValueError as error:
@@ -279,6 +278,11 @@ def ask(head, method: str, features) -> np.ndarray:
     outputs = getattr(head, method)(features)
     if not isinstance(outputs, list):
         return outputs
+    if not all(np.isin(values, [0, 1]).all() for values in head.classes_):
+        raise ValueError(
+            f"{method} of {head!r} gives probabilities of several columns of classes, not of "
+            "labels 0 and 1. Use one AdapterScores for each column of y."
+        )
     pairs = zip(outputs, head.classes_, strict=True)
     return np.stack([p @ np.equal(values, 1) for p, values in pairs], axis=1)
 

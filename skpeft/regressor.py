@@ -49,10 +49,10 @@ class AdapterRegressor(RegressorMixin, BaseAdapterEstimator):
         "layer_norm" or "ladder", a spec of `skpeft.adapters` or several at once, None for
         the head alone on frozen features, or "full" for every weight of a private copy of
         the encoder. A `LoraConfig`, `HiraConfig` or `IA3Config` of PEFT is translated.
-        "auto" is "lora", but of a classifier that contrasts five classes or more, each of 16
-        rows or more and all of fewer than 1,000, "hira" in all blocks for three epochs,
-        unless `layers` and `max_epochs` say otherwise; see `adapter_`. With a `rank` it is
-        "lora" whatever the rows are.
+        "auto" is "lora". One exception: a classifier with a contrastive objective and no
+        `rank`, at least 5 classes, at least 16 rows of each and fewer than 1,000 rows in all
+        takes "hira", in all blocks and for three epochs unless `layers` and `max_epochs` say
+        otherwise. `adapter_` tells which it was.
     rank : int or None, default=None
         Overrides the capacity of the adapter (rank of LoRA, width of a bottleneck or of a
         ladder, length of a prefix); None keeps the adapter's own. Adapters without a
@@ -81,10 +81,11 @@ class AdapterRegressor(RegressorMixin, BaseAdapterEstimator):
     shrinkage : "auto" or float in [0, 1], default="auto"
         How far the trained adapters are drawn back to the frozen encoder: 0 leaves them
         as trained, 1 undoes them. "auto": as far as rows say that the adapters have not
-        seen, which is near 0 where adapters help. These are the validation rows or,
-        without any, one half of the rows, for a second fit on the other half. From them
-        the default classification head gets the temperature of its probabilities too. A
-        `head` of yours gets the adapters as trained.
+        seen, which is near 0 where adapters help. These are the rows of `X_val` or,
+        without it, one half of the rows, for a second fit on the other half; those that
+        `early_stopping` splits off do not serve here. From them the default
+        classification head gets the temperature of its probabilities too. A `head` of
+        yours gets the adapters as trained.
     early_stopping : bool or "auto", default="auto"
         Whether to stop when the score on validation rows no longer rises, and to keep
         the best state. "auto": if `X_val` is given. True without `X_val` splits off
@@ -206,6 +207,11 @@ class AdapterRegressor(RegressorMixin, BaseAdapterEstimator):
         self.precision = precision
 
     def _check_y(self, y):
+        if getattr(getattr(y, "dtype", None), "kind", None) in ("M", "m"):
+            raise ValueError(
+                f"y is of type {y.dtype}; AdapterRegressor learns numbers. Turn times into "
+                "numbers first, such as days: (y - y.min()).dt.days of a Series."
+            )
         if n_columns(y) == 1:
             y = column_or_1d(y, warn=True)
         try:

@@ -8,7 +8,7 @@ import numpy as np
 import scipy.sparse
 from sklearn.base import BaseEstimator, TransformerMixin, clone, is_classifier
 from sklearn.model_selection import KFold, StratifiedKFold, check_cv
-from sklearn.utils import _safe_indexing, indexable
+from sklearn.utils import _safe_indexing, get_tags, indexable
 from sklearn.utils.metaestimators import _safe_split
 from sklearn.utils.parallel import Parallel, delayed
 from sklearn.utils.validation import _num_samples, check_is_fitted
@@ -169,7 +169,7 @@ class AdapterScores(TransformerMixin, BaseEstimator):
 
     def _splits(self, X, y, groups):
         """Numbers of the training and of the test rows of each fold."""
-        is_sequence = hasattr(X, "__getitem__") or hasattr(X, "shape")
+        is_sequence = any(hasattr(X, n) for n in ("__getitem__", "shape", "__array__"))
         if isinstance(X, dict) or not is_sequence:
             raise TypeError(
                 f"X is a {type(X).__name__}; a list, array, Series or frame is expected. "
@@ -181,15 +181,19 @@ class AdapterScores(TransformerMixin, BaseEstimator):
         if is_classifier(self.estimator):
             check_labels(y)
         splitter = check_cv(cv, y, classifier=is_classifier(self.estimator))
-        splits = split_by(splitter, X, y, groups)
+        rows, splits = np.arange(_num_samples(X)), split_by(splitter, X, y, groups)
         try:
-            return _of_each_row_once(splits, _num_samples(X))
-        except IndexError as error:
+            splits = [(rows[train], rows[test]) for train, test in splits]
+        except IndexError:  # of rows that there are not
+            splits = []
+        tested = np.concatenate([rows[:0], *(test for _, test in splits)])
+        if not np.array_equal(np.sort(tested), rows):
             raise ValueError(
                 f"cv={self.cv!r:.80} leaves rows without a score, or scores rows twice; "
                 "each row must be in exactly one test fold. Give KFold, StratifiedKFold "
                 "or GroupKFold (which wants groups=...)."
-            ) from error
+            )
+        return splits
 
     def _out_of_fold(self, fitted, X, y, sample_weight, splits):
         """Scores of all rows, in the columns of the estimator fitted on all of them."""
@@ -248,34 +252,30 @@ class AdapterScores(TransformerMixin, BaseEstimator):
         return np.array([f"adapterscores_{end}" for end in ends], dtype=object)
 
     @property
+    def n_features_in_(self):
+        """Number of features seen by the fitted estimator."""
+        check_is_fitted(self)
+        return self.estimator_.n_features_in_
+
+    @property
+    def feature_names_in_(self):
+        """Names of features seen by the fitted estimator."""
+        check_is_fitted(self)
+        return self.estimator_.feature_names_in_
+
+    @property
     def _method(self):
         return "predict_proba" if is_classifier(self.estimator) else "predict"
 
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()
         tags.target_tags.required = True
-        tags.input_tags.string = True
+        tags.input_tags = get_tags(self.estimator).input_tags
         return tags
 
 
 def _as_columns(scores):
     return scores[:, None] if scores.ndim == 1 else scores
-
-
-def _of_each_row_once(splits, n_rows):
-    """Folds as numbers of rows from 0 on.
-
-    Raises
-    ------
-    IndexError
-        If there is a row that is not in exactly one test fold, or no such row.
-    """
-    rows = np.arange(n_rows)
-    splits = [(rows[train], rows[test]) for train, test in splits]
-    tested = np.concatenate([rows[:0], *(test for _, test in splits)])
-    if not np.array_equal(np.sort(tested), rows):
-        raise IndexError("The test folds are no partition of the rows.")
-    return splits
 
 
 def _score_fold(estimator, X, y, sample_weight, fold, method):

@@ -8,6 +8,7 @@ from operator import itemgetter
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
+from joblib import effective_n_jobs
 from sklearn.exceptions import FitFailedWarning, NotFittedError
 from sklearn.metrics import check_scoring
 from sklearn.model_selection import PredefinedSplit, check_cv
@@ -283,7 +284,7 @@ class BaseAdapterCV:
     def _rounds(self, n_left):
         """Numbers of the folds between two eliminations, or one by one."""
         folds = range(len(n_left))
-        if self.n_jobs in (None, 1):
+        if effective_n_jobs(self.n_jobs) == 1:
             return [[fold] for fold in folds]
         return [list(some) for _, some in groupby(folds, n_left.__getitem__)]
 
@@ -427,10 +428,12 @@ def _results(candidates, scores, seconds, failed):
     """Scores and seconds in the form of `cv_results_`; NaN where there is none."""
     results = {"params": candidates}
     for name in _CHOSEN:
-        values = np.ma.empty(len(candidates), dtype=object)
-        for i, params in enumerate(candidates):
-            values[i] = params[name]
-        results[f"param_{name}"] = values
+        values = [params[name] for params in candidates]
+        kinds = set(map(type, values))
+        dtype = kinds.pop() if kinds in ({int}, {float}) else object
+        results[f"param_{name}"] = np.ma.empty(len(values), dtype)
+        for i, value in enumerate(values):  # of which one may be a list
+            results[f"param_{name}"][i] = value
     n_folds = (failed | ~np.isnan(scores)).sum(axis=1)
     for i, column in enumerate(scores.T):
         results[f"split{i}_test_score"] = column
@@ -478,10 +481,10 @@ class AdapterClassifierCV(BaseAdapterCV, AdapterClassifier):  # type: ignore[mis
     eliminate : bool, default=True
         Whether the half of the candidates with the lowest mean so far is left out of later
         folds, after fold 1, 3, 7 and so on [1]_. False: the scores are those of
-        `GridSearchCV`, all of them.
+        `GridSearchCV`, all of them, where no weights are given.
     n_jobs : int or None, default=None
         Processes in which the fits between two eliminations run, as in `GridSearchCV`. None:
-        one by one.
+        one by one, unless inside `joblib.parallel_config`.
     objective, head, class_weight, label_texts : object
         As in `AdapterClassifier`, for every candidate.
     max_epochs, batch_size, weight_decay, warmup_fraction, shrinkage : object
@@ -633,10 +636,10 @@ class AdapterRegressorCV(BaseAdapterCV, AdapterRegressor):  # type: ignore[misc]
     eliminate : bool, default=True
         Whether the half of the candidates with the lowest mean so far is left out of later
         folds, after fold 1, 3, 7 and so on [1]_. False: the scores are those of
-        `GridSearchCV`, all of them.
+        `GridSearchCV`, all of them, where no weights are given.
     n_jobs : int or None, default=None
         Processes in which the fits between two eliminations run, as in `GridSearchCV`. None:
-        one by one.
+        one by one, unless inside `joblib.parallel_config`.
     objective, head : object
         As in `AdapterRegressor`, for every candidate.
     max_epochs, batch_size, weight_decay, warmup_fraction, shrinkage : object

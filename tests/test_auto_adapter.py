@@ -152,7 +152,9 @@ def test_training_computes_each_weight_once_a_step(monkeypatch):
         batch_size=128,
     ).fit(X, labels(81))
     network = clf._network
-    assert len([*network.groups(network.lengths(network.prepare(X)))]) > 1
+    assert (
+        len([*network.live.groups(network.live.lengths(network.live.prepare(X)))]) > 1
+    )
     # One step, and once without gradients for the head.
     assert len(calls) == 2 * len(network.live.reweighted)
 
@@ -161,12 +163,12 @@ def test_weights_follow_what_is_trained(hira):
     X, network = texts(9), hira._network
     before = hira.transform(X)
     state = network.state()
-    network.load_state({n: 2 * a if "_B" in n else a for n, a in state.items()})
+    network.live.load_state({n: 2 * a if "_B" in n else a for n, a in state.items()})
     doubled = hira.transform(X)
     assert np.abs(doubled - before).max() > 1e-6
     other = copy.deepcopy(hira)
     np.testing.assert_array_equal(other.transform(X), doubled)
-    network.load_state(state)
+    network.live.load_state(state)
     np.testing.assert_array_equal(hira.transform(X), before)
     np.testing.assert_array_equal(other.transform(X), doubled)
 
@@ -174,9 +176,9 @@ def test_weights_follow_what_is_trained(hira):
 def test_weights_follow_a_fused_optimizer(hira):
     X, network = texts(9), hira._network
     before = hira.transform(X)
-    optimizer = torch.optim.AdamW(network.trainable().values(), lr=0.1, fused=True)
-    items = network.prepare(X)
-    network.forward(items).square().sum().backward()
+    optimizer = torch.optim.AdamW(network.live.trainable().values(), lr=0.1, fused=True)
+    items = network.live.prepare(X)
+    network.live.forward(items).square().sum().backward()
     optimizer.step()
     after = hira.transform(X)
     assert np.abs(after - before).max() > 1e-3
@@ -243,12 +245,12 @@ def test_autocast_of_the_caller_leaves_no_rounded_weight_behind():
 
 def test_gradients_are_those_of_a_step_that_keeps_no_activations(monkeypatch):
     def grads(n_kept):
-        monkeypatch.setattr("skpeft._network.TOKENS_KEPT", n_kept)
+        monkeypatch.setattr("skpeft._live.TOKENS_KEPT", n_kept)
         network = fitted(adapter=HiRA(2), layers=None, max_epochs=1)._network
-        items = network.prepare(texts(20))
-        with network.own_context():
-            network.forward(items).square().sum().backward()
-        return {n: t.grad for n, t in network.trainable().items()}
+        items = network.live.prepare(texts(20))
+        with network.live.own_context():
+            network.live.forward(items).square().sum().backward()
+        return {n: t.grad for n, t in network.live.trainable().items()}
 
     plain, lean = grads(10**6), grads(8)
     assert plain.keys() == lean.keys()
@@ -287,9 +289,9 @@ class OwnWeights(HiRA):
 
 def test_weight_may_be_a_parameter():
     clf = fitted(adapter=OwnWeights(1), layers=None, max_epochs=1)
-    X, names = texts(9), set(clf._network.trainable())
+    X, names = texts(9), set(clf._network.live.trainable())
     before = clf.transform(X)
-    assert set(clf._network.trainable()) == names
+    assert set(clf._network.live.trainable()) == names
     assert any(name.endswith(".own") for name in names)
     np.testing.assert_array_equal(copy.deepcopy(clf).transform(X), before)
 
@@ -438,8 +440,11 @@ LORAS = [LoRA(4), LoRA(4, use_dora=True), LoRA(1, roles=None, rank_stabilized=Tr
 
 def unmerged(network, X):
     """Features by the layers that training uses."""
-    with network.dropout(None), network.own_context():  # which keeps gradients
-        return network.forward(network.prepare(X)).detach().numpy()
+    with (
+        network.live.dropout(None),
+        network.live.own_context(),
+    ):  # which keeps gradients
+        return network.live.forward(network.live.prepare(X)).detach().numpy()
 
 
 @pytest.mark.parametrize("adapter", LORAS, ids=str)
@@ -482,7 +487,7 @@ def test_threads_have_merged_weights_of_their_own():
     """What one thread lends to layers, another one that trains does not see."""
     network = fitted(adapter=LoRA(4), max_epochs=2)._network
     part, seen = network.live.reweighted[0], []
-    with torch.no_grad(), network.ready():
+    with torch.no_grad(), network.live.ready():
         thread = threading.Thread(target=lambda: seen.append(part.ready))
         thread.start()
         thread.join()
@@ -591,9 +596,9 @@ def test_rows_of_dora_keep_their_lengths_under_autocast():
 
 def test_gradients_inside_of_a_prediction_take_no_lent_weight():
     network = fitted(adapter=LoRA(4), layers=None, max_epochs=1)._network
-    items = network.prepare(texts(9))
-    with torch.no_grad(), network.ready(), torch.enable_grad():
-        assert network.forward(items).requires_grad
+    items = network.live.prepare(texts(9))
+    with torch.no_grad(), network.live.ready(), torch.enable_grad():
+        assert network.live.forward(items).requires_grad
 
 
 def test_bank_makes_only_the_weights_that_are_asked_for(monkeypatch):

@@ -172,7 +172,7 @@ def test_states_of_two_lists_of_blocks_are_not_confused():
     }
     found = {name: estimator.transform(X) for name, estimator in tasks.items()}
     for name, estimator in tasks.items():
-        assert estimator._network.resumes
+        assert estimator._network.live.resumes
         clear_cache()
         np.testing.assert_array_equal(estimator.transform(X), found[name])
     clear_cache()

@@ -176,7 +176,7 @@ def test_rank_for_adapter_without_capacity_is_refused(adapter):
 def test_layers_name_the_blocks_that_get_adapters(layers):
     every, chosen = fitted(layers=None), fitted(layers=layers)
     assert 2 * chosen.n_trainable_params_ == every.n_trainable_params_
-    assert all("blocks.1." in name for name in chosen._network.trainable())
+    assert all("blocks.1." in name for name in chosen._network.live.trainable())
 
 
 @pytest.mark.parametrize("layers", [3, [2], [-3], [0, 5], [], [0.5]], ids=str)
@@ -533,6 +533,18 @@ def test_interrupt_in_callback_keeps_what_there_is_and_warns():
     assert same_model(
         clf, fitted(shrinkage=0.0, callback=lambda record: record["epoch"] == 2)
     )
+
+
+def test_interrupt_before_the_end_of_an_epoch_ends_the_fit(monkeypatch):
+    clf = fitted()
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("skpeft._training.update", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        clf.fit(TEXTS, LABELS)
+    assert not hasattr(clf, "classes_")
 
 
 def test_interrupt_in_callback_with_x_val_keeps_the_best_state():
@@ -1173,7 +1185,7 @@ def test_swapped_texts_and_labels_are_pointed_out_though_some_texts_repeat():
         (None, "Fill or drop missing entries."),
         (float("nan"), "Fill or drop missing entries."),
         (3, "Select the column of texts"),
-        (b"a", "turn them into str"),
+        (b"a", "Decode them"),
     ],
 )
 def test_entry_that_is_no_text_gets_its_own_remedy(entry, remedy):
@@ -1379,3 +1391,17 @@ def test_head_that_has_predict_once_it_is_fitted():
 def test_head_that_cannot_predict_is_refused(head):
     with pytest.raises(ValueError, match=r"StandardScaler\(\).* has no predict"):
         fitted(head=head)
+
+
+@pytest.mark.parametrize("wrong", [LABELS, (TEXTS, LABELS)], ids=["y_val", "both"])
+def test_validation_rows_in_the_place_of_weights_are_refused(wrong):
+    with pytest.raises(
+        ValueError, match=r"third argument of fit.*X_val=\.\.\., y_val="
+    ):
+        make().fit(TEXTS, LABELS, wrong)
+
+
+def test_weights_of_other_classes_are_refused_with_those_that_there_are():
+    clf = make(class_weight={"good": 2.0, "other": 1.0})
+    with pytest.raises(ValueError, match=r"class_weight=.*labels in y, such as \["):
+        clf.fit(TEXTS, LABELS)

@@ -4,6 +4,7 @@ import inspect
 
 import pytest
 from sklearn.base import is_classifier
+from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.utils.estimator_checks import (
     check_classifier_multioutput,
     check_param_validation,
@@ -16,6 +17,7 @@ from skpeft import (
     AdapterClassifierCV,
     AdapterRegressor,
     AdapterRegressorCV,
+    AdapterScores,
 )
 
 # float64, since the invariance checks compare at 1e-7.
@@ -29,14 +31,28 @@ ESTIMATORS = [
     )
     for kind in (AdapterClassifierCV, AdapterRegressorCV)
 ]  # fmt: skip
+SCORES = [
+    AdapterScores(single, cv=2, random_state=0)
+    for single in (LogisticRegression(), Ridge())
+]
 WEIGHTS = "check_sample_weight_equivalence_on_dense_data"
 EXPECTED = {
     WEIGHTS: "a row of weight 2 is one row of a batch, a repeated row is two: batches, "
     "and with them the steps of training, differ"
 }
+OUT_OF_FOLD = {
+    "check_transformer_general": "scores of training rows are of fits without them, and so "
+    "not those of transform",
+    "check_transformer_data_not_an_array": "the same",
+}
 
 
-@parametrize_with_checks(ESTIMATORS, expected_failed_checks=lambda estimator: EXPECTED)
+@parametrize_with_checks(
+    [*ESTIMATORS, *SCORES],
+    expected_failed_checks=lambda estimator: (
+        OUT_OF_FOLD if isinstance(estimator, AdapterScores) else EXPECTED
+    ),
+)
 def test_estimator_on_numeric_rows_passes_check(estimator, check, monkeypatch):
     monkeypatch.setenv("SCIPY_ARRAY_API", "1")  # without it a check is skipped
     check(estimator)

@@ -4,6 +4,7 @@ import inspect
 import math
 import pickle
 import shutil
+import threading
 from itertools import pairwise
 from pathlib import Path
 
@@ -681,3 +682,30 @@ def test_groups_that_are_missing_are_asked_for():
     cv = AdapterClassifierCV(**OWN, ranks=[2], cv=GroupKFold(3))
     with pytest.raises(ValueError, match=r"cv=GroupKFold\(.* Pass groups=\.\.\., with"):
         cv.fit(TEXTS, LABELS)
+
+
+def test_n_jobs_none_follows_a_context_of_joblib():
+    """As in scikit-learn: four fits wait for each other, which one by one they could not."""
+    meeting = threading.Barrier(4, timeout=60)
+
+    def score(model, X, y):
+        meeting.wait()
+        return 0.5
+
+    cv = AdapterClassifierCV(**OWN, ranks=[2], cv=4, eliminate=False, scoring=score)
+    with joblib.parallel_config("threading", n_jobs=4):
+        cv.fit(TEXTS, LABELS)
+    assert cv.best_score_ == 0.5
+
+
+@pytest.mark.parametrize(
+    ("ranks", "kind"), [([2, 4], "i"), ([None, 2], "O")], ids=["numbers", "mixed"]
+)
+def test_columns_of_parameters_have_the_types_of_grid_search(ranks, kind):
+    cv = AdapterClassifierCV(**OWN, ranks=ranks, cv=2, eliminate=False)
+    search = GridSearchCV(AdapterClassifier(**OWN), {"rank": ranks}, cv=2)
+    columns = [
+        model.fit(TEXTS, LABELS).cv_results_["param_rank"] for model in (cv, search)
+    ]
+    assert [column.dtype.kind for column in columns] == [kind, kind]
+    assert columns[0].tolist() == columns[1].tolist()

@@ -92,7 +92,7 @@ def test_auto_is_the_gpu_with_products_in_bfloat16():
     live = clf._network.live
     assert live.device.type == "cuda"
     assert live.autocast == torch.bfloat16
-    assert all(t.dtype == torch.float32 for t in clf._network.trainable().values())
+    assert all(t.dtype == torch.float32 for t in clf._network.live.trainable().values())
     assert clf.transform(X).dtype == np.float32
 
 
@@ -125,24 +125,26 @@ def test_a_step_does_not_make_the_processor_wait(name, layers, precision):
         "tiny", layers=layers, device="cuda", precision=precision, max_epochs=1
     )
     network = model.fit(X, y)._network
-    items = network.prepare(X)
+    items = network.live.prepare(X)
     targets = y.astype(float) if several or regresses else y
-    rows = Rows(items, targets, np.ones(len(X)), frozen=network.frozen_features(items))
+    rows = Rows(
+        items, targets, np.ones(len(X)), frozen=network.live.frozen_features(items)
+    )
     linear = (
         Linear(network, rows, objective.task) if objective.needs_predictions else None
     )
     parameters = [
-        *network.trainable().values(),
+        *network.live.trainable().values(),
         *(linear.parameters() if linear else ()),
     ]
     optimizer = torch.optim.AdamW(parameters, fused=True)
     generator = torch.Generator(device="cuda").manual_seed(0)
-    with network.own_context(), network.dropout(generator):
+    with network.live.own_context(), network.live.dropout(generator):
         for mode in ("default", "error", "error"):  # the first fills the cache
             torch.cuda.set_sync_debug_mode(mode)
             try:
                 optimizer.zero_grad()
-                features = network.forward(items)
+                features = network.live.forward(items)
                 mean_objective(features, linear, rows, objective, 1.0).backward()
                 update(optimizer, 1e-3)
             finally:
@@ -173,8 +175,8 @@ def test_cache_alters_nothing_but_rounding(plain_folder, precision):
 def test_merged_weights_give_the_features_of_training(adapter, precision):
     clf = fitted("tiny", adapter=adapter, precision=precision, layers=None)
     network = clf._network
-    with network.own_context(), network.dropout(None):
-        expected = network.forward(network.prepare(X)).detach().cpu().numpy()
+    with network.live.own_context(), network.live.dropout(None):
+        expected = network.live.forward(network.live.prepare(X)).detach().cpu().numpy()
     assert gap(clf.transform(X), expected) <= ROUNDING[precision] / 2
 
 
@@ -264,7 +266,7 @@ def test_long_texts_train_with_little_memory(plain_folder, monkeypatch):
         return clf.fit(texts, Y).transform(texts)
 
     plain = features()
-    monkeypatch.setattr("skpeft._network.TOKENS_KEPT", 64)
+    monkeypatch.setattr("skpeft._live.TOKENS_KEPT", 64)
     assert gap(features(), plain) <= ROUNDING["float32"]
 
 
@@ -348,7 +350,7 @@ def test_replayed_steps_train_the_same_model(
     known = encoder == "tiny" or ("bert-" in str(encoder) and "deberta" not in encoder)
     assert bool(recordings) == known
     assert all(recordings)
-    monkeypatch.setattr("skpeft._network._MOST_TRAINED", -1)
+    monkeypatch.setattr("skpeft._live._MOST_TRAINED", -1)
     n_recordings = len(recordings)
     assert gap(replayed, stepped(encoder, samples, **own)) <= ROUNDING[precision]
     assert len(recordings) == n_recordings
@@ -363,7 +365,7 @@ def test_steps_of_families_that_are_known_are_replayed(
     replayed = stepped(encoder, X, precision="float32")
     assert recordings
     assert all(recordings)
-    monkeypatch.setattr("skpeft._network._MOST_TRAINED", -1)
+    monkeypatch.setattr("skpeft._live._MOST_TRAINED", -1)
     plain = stepped(encoder, X, precision="float32")
     assert gap(replayed, plain) <= ROUNDING["float32"]
 
@@ -375,7 +377,7 @@ def test_replayed_steps_of_every_method_train_the_same(
     encoder = str(plain_folder("bert"))
     own = {"adapter": METHODS[method], "precision": "float64"}
     replayed = stepped(encoder, X, **own)
-    monkeypatch.setattr("skpeft._network._MOST_TRAINED", -1)
+    monkeypatch.setattr("skpeft._live._MOST_TRAINED", -1)
     assert gap(replayed, stepped(encoder, X, **own)) <= ROUNDING["float64"]
 
 
@@ -421,7 +423,7 @@ class Besides(TinyTextEncoder):
 
 @pytest.mark.parametrize("besides", [asks, counts])
 def test_passes_that_cannot_be_replayed_are_not(besides, recordings, monkeypatch):
-    monkeypatch.setattr("skpeft._network.KNOWN_CODE", {"skpeft", "torch", "tests"})
+    monkeypatch.setattr("skpeft._live.KNOWN_CODE", {"skpeft", "torch", "tests"})
     stream, reserved = torch.cuda.current_stream(), []
     for _ in range(3):
         features = stepped(Besides(besides), X, precision="float32")

@@ -3,6 +3,7 @@
 from itertools import combinations
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -160,6 +161,32 @@ def test_check_texts_of_polars_reads_values():
         check_texts(pl.Series(["a", "b", None]))
     with pytest.raises(ValueError, match=r"^X\[0\] is 1 of type int"):
         check_texts(pl.Series([1, 2]))
+
+
+def test_check_texts_of_pyarrow_reads_values():
+    pa = pytest.importorskip("pyarrow")
+    rows = ["a", "b", "a"]
+    for column in (pa.array(rows), pa.chunked_array([rows[:1], rows[1:]])):
+        assert check_texts(column) == check_texts(column.dictionary_encode()) == rows
+    with pytest.raises(ValueError, match=r"^X\[1\] is None"):
+        check_texts(pa.array(["a", None]))
+
+
+@pytest.mark.parametrize(
+    ("X", "message"),
+    [
+        (pd.DataFrame([["a", "b"]], columns=["t", "t"]), r"same name, \['t', 't'\]"),
+        ([b"a", b"b"], r"X\[0\] is b'a' .*\. Decode them"),
+        (
+            [["a", "b", "c"], ["d", "e", "f"]],
+            r"rows of 3 entries.*tokens join.*zip\(a, b\)",
+        ),
+    ],
+    ids=["names", "bytes", "tokens"],
+)
+def test_texts_of_a_wrong_kind_are_refused_with_a_way_out(X, message):
+    with pytest.raises(ValueError, match=message):
+        check_texts(X)
 
 
 # Data ---------------------------------------------------------------------------------

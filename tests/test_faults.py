@@ -19,6 +19,7 @@ from sklearn.model_selection import GridSearchCV
 
 import skpeft
 from skpeft import AdapterClassifier, AdapterRegressor
+from skpeft._cache import StateCache
 from skpeft.adapters import ADAPTERS, Combination, LoRA
 from skpeft.encoders import ArrayEncoder, TextEncoder, TinyTextEncoder
 from skpeft.objectives import Contrastive, CrossEntropy, Huber, SquaredError
@@ -486,7 +487,7 @@ def test_fit_that_fails_leaves_no_names_of_features():
 def test_dropout_that_was_left_on_does_not_reach_predictions():
     model = AdapterClassifier("tiny", adapter=LoRA(2, dropout=0.5), random_state=0)
     expected = model.fit(TEXTS, LABELS).transform(TEXTS)
-    left_on = model._network.dropout(torch.Generator().manual_seed(0))
+    left_on = model._network.live.dropout(torch.Generator().manual_seed(0))
     with left_on:
         np.testing.assert_array_equal(model.transform(TEXTS), expected)
 
@@ -620,3 +621,17 @@ def test_texts_of_all_kinds_go_through_a_tokenizer(plain_folder):
     assert np.isfinite(model.transform(texts)).all()
     with pytest.raises(ValueError, match=r"X\[7\] holds a lone surrogate"):
         model.predict([*texts[:7], "\udc80"])
+
+
+@pytest.mark.parametrize("number", range(1, 9))
+def test_interrupt_where_something_is_dropped_leaves_the_cache_open(number):
+    cache = StateCache(10_000)
+    cache.put("a", [torch.zeros(4)])
+    try:
+        with faults.AtLine(number):
+            cache.drop("a")
+    except KeyboardInterrupt:
+        pass
+    assert not cache._lock.locked()
+    cache.put("b", [torch.zeros(4)])
+    assert cache.get("b") is not None

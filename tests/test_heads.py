@@ -4,12 +4,16 @@ import numpy as np
 import pytest
 from numpy.random import RandomState
 from scipy.special import logit
+from sklearn.cluster import KMeans
+from sklearn.ensemble import IsolationForest
 from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.model_selection import GridSearchCV
+from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC
 
-from skpeft import AdapterClassifier
+from skpeft import AdapterClassifier, AdapterRegressor
 from skpeft._training import Rows, rows_to_start
 from skpeft.heads import (
     LabelwiseLogisticRegression,
@@ -197,3 +201,31 @@ def test_more_rows_than_the_layer_starts_from_are_learned_as_well():
     )
     assert clf.fit(texts, labels).score(texts, labels) > 0.95
     assert clf.classes_.tolist() == ["+", "-", "?"]
+
+
+@pytest.mark.parametrize(
+    ("model", "head"),
+    [
+        (AdapterClassifier("tiny"), KMeans(2)),
+        (AdapterClassifier("tiny"), make_pipeline(StandardScaler(), IsolationForest())),
+        (AdapterRegressor("tiny"), KMeans(2)),
+    ],
+    ids=["clusters", "outliers", "regressor"],
+)
+def test_head_that_learns_no_targets_is_refused(model, head):
+    with pytest.raises(ValueError, match=r"(?s)head=.* must do (classif|regress)"):
+        model.set_params(head=head).fit(["a", "b", "c", "d"], [0, 1, 0, 1])
+
+
+def test_search_as_head_takes_the_weights_of_what_it_searches():
+    X = ["good film", "bad film", "good book", "bad book"] * 3
+    y, weights = ["+", "-"] * 6, np.arange(1.0, 13.0)
+    head = GridSearchCV(LogisticRegression(), {"C": [0.1]}, cv=2)
+    clf = AdapterClassifier("tiny", adapter=None, head=head).fit(X, y, weights)
+    alone = LogisticRegression(C=0.1).fit(clf.transform(X), y, weights)
+    np.testing.assert_allclose(
+        clf.predict_proba(X), alone.predict_proba(clf.transform(X))
+    )
+    head = GridSearchCV(KNeighborsClassifier(1), {"p": [1]}, cv=2)
+    with pytest.raises(ValueError, match="takes no sample_weight in fit"):
+        clf.set_params(head=head).fit(X, y, weights)

@@ -32,6 +32,7 @@ LAYERS = [
     {"adapters"},  # of encoders, only the names of layers: PEFT speaks in these
     {"_data", "_prefix"},
     {"_device", "_replays", "_sites"},
+    {"_live"},
     {"_network"},
     {"_training", "_export", "_shared"},
     {"_shrinkage"},

@@ -221,7 +221,7 @@ def test_compressed_file_is_read_and_blanks_in_names_are_shown(file, tmp_path, c
     message = refused(
         capsys, "fit", blank, *goal, "--label", "team", "-o", tmp_path / "c"
     )
-    assert "its columns are: body, ' team'" in message
+    assert "are: body, ' team'" in message
 
 
 def test_compare_writes_one_row_a_strategy(file, capsys):
@@ -270,11 +270,11 @@ def test_wrong_content_is_one_line_and_code_1(file, model, tmp_path, capsys):
     assert message == f"error: there is no file {missing}"
     message = refused(capsys, "predict", model, file, "--text", "boby")
     assert "no columns named 'boby'" in message
-    assert "its columns are: body, team, size, other" in message
+    assert "are: body, team, size, other" in message
     message = refused(capsys, "fit", file, *texts, "--target", "team", *goal[4:])
     assert (
-        "'team' holds 'air', which is no number; for classes use --label, once"
-        in message
+        "'team' holds 'air', which is no number (decimals have a point); for one column of "
+        "classes use --label, once" in message
     )
     message = refused(capsys, "fit", file, *goal, "--adapter", "lroa")
     assert "Did you mean 'lora'" in message
@@ -529,3 +529,23 @@ def test_commands_run_from_the_shell(model, file, tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--text", "team", "--label", "team"], "would read the answer"),
+        (["--text", "body", "--text", "body", "--label", "team"], "'body' twice"),
+    ],
+    ids=["answer", "twice"],
+)
+def test_column_of_two_roles_is_refused(tmp_path, capsys, options, message):
+    table = write(tmp_path / "t.csv", [("a", "x"), ("b", "y")] * 3, ["body", "team"])
+    out = tmp_path / "model"
+    assert message in refused(capsys, "fit", table, *options, "-o", out)
+    assert not out.exists()
+
+
+def test_folder_in_place_of_a_file_is_named(tmp_path, capsys):
+    message = refused(capsys, "compare", tmp_path, "--text", "a", "--label", "b")
+    assert f"{tmp_path} is a folder; a CSV file is needed" in message

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from skpeft import AdapterBank, AdapterClassifier, _network, clear_cache
+from skpeft import AdapterBank, AdapterClassifier, _live, clear_cache
 from skpeft._device import resolve_device, resolve_precision
 from skpeft._network import FORMAT, AdapterNetwork
 from skpeft.adapters import Bottleneck, LoRA
@@ -33,7 +33,7 @@ def build(adapter=None, encoder=None, *, layers=None, precision="float32", seed=
 
 def randomise(network, seed=0):
     generator = torch.Generator().manual_seed(seed)
-    for tensor in network.trainable().values():
+    for tensor in network.live.trainable().values():
         tensor.data.normal_(std=0.1, generator=generator)
     return network
 
@@ -48,49 +48,51 @@ def test_network_leaves_the_global_generator_alone():
     before = torch.get_rng_state()
     network = build(Bottleneck(dropout=0.5))
     generator = torch.Generator().manual_seed(0)
-    with network.dropout(generator):
-        network.forward(network.prepare(TEXTS))
+    with network.live.dropout(generator):
+        network.live.forward(network.live.prepare(TEXTS))
     assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_item_may_hold_single_numbers():
     """An encoder of one's own says what its items hold."""
     network = randomise(build(LoRA(2), ArrayEncoder(), layers=[1]))
-    items = network.prepare(np.arange(20.0)[:, None])  # enough to be kept
+    items = network.live.prepare(np.arange(20.0)[:, None])  # enough to be kept
     numbered = [item | {"number": np.array(i)} for i, item in enumerate(items)]
-    np.testing.assert_array_equal(network.features(numbered), network.features(items))
+    np.testing.assert_array_equal(
+        network.live.features(numbered), network.live.features(items)
+    )
 
 
 def test_features_of_alike_items_stand_in_each_place(monkeypatch):
     network = randomise(build())
-    monkeypatch.setattr(_network, "_WINDOWS_AT_ONCE", 2)
+    monkeypatch.setattr(_live, "_WINDOWS_AT_ONCE", 2)
     order = np.array([3, 0, 1, 0, 2, 1, 0, 3])
-    features = network.features(network.prepare([TEXTS[i] for i in order]))
-    alone = network.features(network.prepare(TEXTS))
+    features = network.live.features(network.live.prepare([TEXTS[i] for i in order]))
+    alone = network.live.features(network.live.prepare(TEXTS))
     np.testing.assert_allclose(features, alone[order], atol=1e-6)
 
 
 def test_features_come_out_in_the_order_of_the_items(monkeypatch):
     network = randomise(build())
-    items = network.prepare(TEXTS)
-    whole = network.features(items)
-    monkeypatch.setitem(_network._GROUPS, "cpu", (1, 0))  # one item a group
-    np.testing.assert_allclose(network.features(items), whole, atol=1e-6)
+    items = network.live.prepare(TEXTS)
+    whole = network.live.features(items)
+    monkeypatch.setitem(_live._GROUPS, "cpu", (1, 0))  # one item a group
+    np.testing.assert_allclose(network.live.features(items), whole, atol=1e-6)
 
 
 def test_features_have_no_graph_and_forward_has_one():
     network = randomise(build())
-    items = network.prepare(TEXTS)
-    features = network.features(items)
+    items = network.live.prepare(TEXTS)
+    features = network.live.features(items)
     assert isinstance(features, np.ndarray)
-    forward = network.forward(items)
+    forward = network.live.forward(items)
     assert forward.requires_grad
     np.testing.assert_allclose(forward.detach().numpy(), features, atol=1e-5)
 
 
 def test_features_in_float64_are_near_those_in_float32():
     single, double = (build(precision=p) for p in ("float32", "float64"))
-    double.load_state({k: v.astype(np.float64) for k, v in single.state().items()})
+    double.live.load_state({k: v.astype(np.float64) for k, v in single.state().items()})
     found = double.features(double.prepare(TEXTS))
     assert found.dtype == np.float64
     np.testing.assert_allclose(single.features(single.prepare(TEXTS)), found, atol=1e-5)
@@ -99,38 +101,38 @@ def test_features_in_float64_are_near_those_in_float32():
 def test_network_counts_frozen_and_trainable_tensors():
     network = build(LoRA(2))
     frozen = network.live.backbone.module.parameters()
-    assert network.n_frozen == sum(tensor.numel() for tensor in frozen)
-    trainable = network.trainable().values()
+    assert network.live.n_frozen == sum(tensor.numel() for tensor in frozen)
+    trainable = network.live.trainable().values()
     assert sum(tensor.numel() for tensor in trainable) == 2 * 2 * 2 * (32 + 32)
 
 
 def test_two_networks_of_one_backbone_do_not_touch_each_other():
     one, other = randomise(build(), seed=1), randomise(build(), seed=2)
-    items = one.prepare(TEXTS)
-    before = one.features(items)
+    items = one.live.prepare(TEXTS)
+    before = one.live.features(items)
     randomise(other, seed=3)
-    np.testing.assert_array_equal(one.features(items), before)
-    assert np.abs(before - other.features(items)).max() > 1e-3
+    np.testing.assert_array_equal(one.live.features(items), before)
+    assert np.abs(before - other.live.features(items)).max() > 1e-3
 
 
 def test_dropout_context_lends_its_generator_and_takes_it_back():
     network = randomise(build(LoRA(4, dropout=0.5)))
-    items = network.prepare(TEXTS)
-    merged = network.features(items)
+    items = network.live.prepare(TEXTS)
+    merged = network.live.features(items)
     generator = torch.Generator().manual_seed(0)
 
     def forward():
-        return network.forward(items).detach().numpy()
+        return network.live.forward(items).detach().numpy()
 
     exact = forward()
-    with network.dropout(generator):
+    with network.live.dropout(generator):
         assert np.abs(forward() - exact).max() > 1e-4
-        np.testing.assert_array_equal(network.features(items), merged)
-        with network.dropout(None):
+        np.testing.assert_array_equal(network.live.features(items), merged)
+        with network.live.dropout(None):
             np.testing.assert_array_equal(forward(), exact)
         assert np.abs(forward() - exact).max() > 1e-4
     np.testing.assert_array_equal(forward(), exact)
-    with pytest.raises(KeyError), network.dropout(generator):
+    with pytest.raises(KeyError), network.live.dropout(generator):
         raise KeyError
     np.testing.assert_array_equal(forward(), exact)
 
@@ -139,9 +141,9 @@ def test_training_enters_no_mode_of_torch_where_the_default_device_is_the_own():
     from torch.overrides import _get_current_function_mode_stack
 
     network = build()
-    with network.own_context():
+    with network.live.own_context():
         assert _get_current_function_mode_stack() == []
-    with torch.device("meta"), network.own_context():
+    with torch.device("meta"), network.live.own_context():
         assert torch.zeros(1).device == network.live.device
 
 
@@ -157,7 +159,7 @@ def test_load_state_takes_read_only_arrays():
     network, state = build(), randomise(build()).state()
     for array in state.values():
         array.setflags(write=False)
-    network.load_state(state)
+    network.live.load_state(state)
     assert all((network.state()[name] == state[name]).all() for name in state)
 
 
@@ -173,7 +175,7 @@ def test_load_state_that_does_not_fit_changes_nothing(change):
     else:
         state[name] = state[name].T.copy()
     with pytest.raises(ValueError, match=name if change != "unknown" else "head"):
-        network.load_state(state)
+        network.live.load_state(state)
     after = network.state()
     assert all((after[n] == before[n]).all() for n in before)
 
@@ -191,13 +193,13 @@ def test_pickle_of_a_loaded_network_needs_no_encoder():
     again = pickle.loads(pickle.dumps(network))
     assert all((again.state()[n] == a).all() for n, a in network.state().items())
     with pytest.raises(ValueError, match="fingerprint"):
-        again.prepare(TEXTS)
+        again.live.prepare(TEXTS)
     with pytest.raises(ValueError, match="fingerprint"):  # and not a second time
-        again.prepare(TEXTS)
+        again.live.prepare(TEXTS)
 
 
 def test_pickle_of_a_later_format_is_refused_by_name(monkeypatch):
-    monkeypatch.setattr(_network, "FORMAT", FORMAT + 1)
+    monkeypatch.setattr("skpeft._network.FORMAT", FORMAT + 1)
     data = pickle.dumps(build())
     monkeypatch.undo()
     with pytest.raises(ValueError, match=rf"format {FORMAT + 1}.*Install skpeft>="):
@@ -206,8 +208,8 @@ def test_pickle_of_a_later_format_is_refused_by_name(monkeypatch):
 
 def test_loaded_network_is_built_once_by_many_threads(monkeypatch):
     network = randomise(build())
-    items = network.prepare(TEXTS)
-    expected = network.features(items)
+    items = network.live.prepare(TEXTS)
+    expected = network.live.features(items)
     loaded = pickle.loads(pickle.dumps(network))
     calls = []
     whole = AdapterNetwork._build
@@ -215,32 +217,34 @@ def test_loaded_network_is_built_once_by_many_threads(monkeypatch):
         AdapterNetwork, "_build", lambda self: calls.append(1) or whole(self)
     )
     with ThreadPoolExecutor(8) as pool:
-        for found in pool.map(loaded.features, [items] * 8):
+        for found in pool.map(loaded.live.features, [items] * 8):
             np.testing.assert_array_equal(found, expected)
     assert len(calls) == 1
 
 
 def test_deepcopy_is_independent_and_shares_the_frozen_tensors():
     network = randomise(build())
-    items = network.prepare(TEXTS)
-    before = network.features(items)
+    items = network.live.prepare(TEXTS)
+    before = network.live.features(items)
     copied = copy.deepcopy(network)
-    np.testing.assert_array_equal(copied.features(items), before)
+    np.testing.assert_array_equal(copied.live.features(items), before)
     randomise(copied, seed=8)
-    np.testing.assert_array_equal(network.features(items), before)
+    np.testing.assert_array_equal(network.live.features(items), before)
     assert copied.live.backbone is network.live.backbone
 
 
 def test_relocate_finds_the_same_encoder_elsewhere(plain_folder, tmp_path):
     folder = shutil.copytree(plain_folder("bert"), tmp_path / "model")
     network = randomise(build(encoder=TextEncoder(str(folder), max_length=8)))
-    items = network.prepare(TEXTS)
-    expected = network.features(items)
+    items = network.live.prepare(TEXTS)
+    expected = network.live.features(items)
     loaded = pickle.loads(pickle.dumps(network))
     moved = folder.rename(tmp_path / "moved")
     loaded.relocate(TextEncoder(str(moved)))
     assert loaded.encoder.max_length == 8
-    np.testing.assert_array_equal(loaded.features(loaded.prepare(TEXTS)), expected)
+    np.testing.assert_array_equal(
+        loaded.live.features(loaded.live.prepare(TEXTS)), expected
+    )
 
 
 @pytest.mark.parametrize(
@@ -275,7 +279,7 @@ def test_relocate_to_another_encoder_is_refused_and_undone(plain_folder):
     with pytest.raises(ValueError, match="fingerprint"):
         loaded.relocate(TextEncoder(str(plain_folder("bert", 4))))
     assert loaded.encoder.model == str(plain_folder("bert"))
-    assert len(loaded.features(loaded.prepare(TEXTS))) == len(TEXTS)
+    assert len(loaded.live.features(loaded.live.prepare(TEXTS))) == len(TEXTS)
 
 
 @pytest.mark.parametrize("device", ["cpu", "cpu:0"])
@@ -334,7 +338,7 @@ def test_bfloat16_on_a_processor_without_it_is_one_warning_a_fit(
         clf.fit(texts, labels).predict(texts)
     slow = [c for c in caught if "precision='bfloat16'" in str(c.message)]
     assert len(slow) == n_warnings
-    trained = clf._network.trainable().values()
+    trained = clf._network.live.trainable().values()
     assert {tensor.dtype for tensor in trained} == {torch.float32}
 
 

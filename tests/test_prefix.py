@@ -18,7 +18,7 @@ from skpeft import (
     AdapterClassifier,
     AdapterRegressor,
     _cache,
-    _network,
+    _live,
     _prefix,
     cache_info,
     clear_cache,
@@ -45,7 +45,7 @@ def network_of(encoder, layers=1, adapter=None, n_features=1, precision="float32
         seed=0,
     )
     generator = torch.Generator().manual_seed(0)
-    for tensor in network.trainable().values():
+    for tensor in network.live.trainable().values():
         tensor.data.normal_(std=0.3, generator=generator)
     return network
 
@@ -60,31 +60,31 @@ def _empty_cache():
 def whole(network, items):
     """Features of each item by itself, through all blocks."""
     with torch.no_grad():
-        rows = [network.live.module(network._collate([item])) for item in items]
+        rows = [network.live.module(network.live._collate([item])) for item in items]
     return torch.cat(rows).numpy()
 
 
 def check_resumed(network, samples):
     """Features are those of all blocks, and come from what is kept."""
-    items = network.prepare(samples)
+    items = network.live.prepare(samples)
     expected = whole(network, items)
-    network.remember(items)
-    assert network.resumes
-    assert cache_info().n_samples == len({_network._content(item) for item in items})
+    network.live.remember(items)
+    assert network.live.resumes
+    assert cache_info().n_samples == len({_live.content(item) for item in items})
     lower_calls = []
     root = network.live.module.get_submodule(network.live.backbone.root)
     blocks = root.get_submodule(network.live.backbone.role_table["blocks"])
     hook = blocks[0].register_forward_hook(lambda *_: lower_calls.append(1))
-    found = network.features(items)
+    found = network.live.features(items)
     chosen = [2, 0, *range(3, len(items))]
-    some = network.features([items[i] for i in chosen])
+    some = network.live.features([items[i] for i in chosen])
     hook.remove()
     assert lower_calls == []
     size = np.abs(expected).max()
     np.testing.assert_allclose(found, expected, atol=1e-5 * size)
     np.testing.assert_allclose(some, expected[chosen], atol=1e-5 * size)
     with config_context(cache_bytes=0):
-        np.testing.assert_array_equal(network.features(items), found)
+        np.testing.assert_array_equal(network.live.features(items), found)
 
 
 def skip_with_attention(family):
@@ -114,7 +114,7 @@ def test_blocks_that_are_only_read_run_once(plain_folder, family, layers):
     own = family == "tiny"
     encoder = TinyTextEncoder() if own else TextEncoder(str(plain_folder(family)))
     network = network_of(encoder, layers, LadderSide(8))
-    items = network.prepare(models.TEXTS)
+    items = network.live.prepare(models.TEXTS)
     expected = whole(network, items)
     end = network.live.backbone.role_table["ffn_out"]
     calls = []
@@ -124,20 +124,21 @@ def test_blocks_that_are_only_read_run_once(plain_folder, family, layers):
         if path.endswith(f".{end}")
     ]
     assert hooks
-    network.remember(items)
+    network.live.remember(items)
     calls.clear()
-    found = network.forward(items)
+    found = network.live.forward(items)
     assert bool(calls) == (layers == [0])  # what lies above still runs
     gradients = torch.autograd.grad(
-        found.square().sum(), list(network.trainable().values())
+        found.square().sum(), list(network.live.trainable().values())
     )
     for hook in hooks:
         hook.remove()
     size = np.abs(expected).max()
     np.testing.assert_allclose(found.detach().numpy(), expected, atol=1e-5 * size)
-    network._halves, network.resumes = None, False
+    network.live._halves, network.live.resumes = None, False
     plain = torch.autograd.grad(
-        network.forward(items).square().sum(), list(network.trainable().values())
+        network.live.forward(items).square().sum(),
+        list(network.live.trainable().values()),
     )
     for one, other in zip(gradients, plain, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4 * other.abs().max())
@@ -146,9 +147,9 @@ def test_blocks_that_are_only_read_run_once(plain_folder, family, layers):
 def test_blocks_beside_which_others_train_are_not_taken_as_read():
     adapter = Combination([LadderSide(8), LoRA(2)])
     network = network_of(TinyTextEncoder(), layers=None, adapter=adapter)
-    items = network.prepare(models.TEXTS)
-    network.remember(items)
-    assert network.resumes is False
+    items = network.live.prepare(models.TEXTS)
+    network.live.remember(items)
+    assert network.live.resumes is False
 
 
 @pytest.mark.parametrize("pair", ["bi", "cross"])
@@ -182,17 +183,17 @@ def test_texts_that_the_tokenizer_fills_up_on_the_left_are_resumed(
 
 def test_resumed_gradients_are_those_of_all_blocks():
     network = network_of(TinyTextEncoder())
-    items = network.prepare(models.TEXTS)
+    items = network.live.prepare(models.TEXTS)
 
     def gradients():
-        for tensor in network.trainable().values():
+        for tensor in network.live.trainable().values():
             tensor.grad = None
-        network.forward(items).square().sum().backward()
-        return [tensor.grad.clone() for tensor in network.trainable().values()]
+        network.live.forward(items).square().sum().backward()
+        return [tensor.grad.clone() for tensor in network.live.trainable().values()]
 
     found = gradients()
-    assert network.resumes
-    network._halves, network.resumes = None, False
+    assert network.live.resumes
+    network.live._halves, network.live.resumes = None, False
     expected = gradients()
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
@@ -200,9 +201,9 @@ def test_resumed_gradients_are_those_of_all_blocks():
 
 def test_adapters_in_the_first_block_leave_nothing_to_resume_from():
     network = network_of(TinyTextEncoder(), layers=None)
-    items = network.prepare(models.TEXTS)
-    network.remember(items)
-    assert network.resumes is False
+    items = network.live.prepare(models.TEXTS)
+    network.live.remember(items)
+    assert network.live.resumes is False
     assert cache_info().n_samples == 0
 
 
@@ -414,7 +415,7 @@ def test_text_by_itself_has_the_same_bits_from_what_is_kept(plain_folder, family
     clf.transform([text, *models.TEXTS])  # keeps it
     hits = cache_info().hits
     np.testing.assert_array_equal(clf.transform([text]), alone)
-    assert cache_info().hits == hits + clf._network.resumes
+    assert cache_info().hits == hits + clf._network.live.resumes
 
 
 def test_first_text_of_a_loaded_model_does_not_wait_for_a_trial_of_the_split(
@@ -424,9 +425,9 @@ def test_first_text_of_a_loaded_model_does_not_wait_for_a_trial_of_the_split(
     loaded = pickle.loads(pickle.dumps(clf.fit(models.TEXTS, LABELS)))
     text = "good film " * 12
     first = loaded.transform([text])
-    assert loaded._network._halves is None
+    assert loaded._network.live._halves is None
     loaded.transform([text, *models.TEXTS])
-    assert loaded._network.resumes
+    assert loaded._network.live.resumes
     np.testing.assert_array_equal(loaded.transform([text]), first)
 
 
@@ -478,19 +479,19 @@ def test_what_is_kept_has_the_same_bits_in_any_company(tmp_path, n_threads, n_he
     transformers.BertModel(config).save_pretrained(tmp_path)
     models.tokenizer_of("bert").save_pretrained(tmp_path)
     network = network_of(TextEncoder(str(tmp_path)))
-    items = network.prepare(random_texts([*range(3, 24)] * 4))
+    items = network.live.prepare(random_texts([*range(3, 24)] * 4))
     before = torch.get_num_threads()
     torch.set_num_threads(n_threads)
     try:
-        halves = network._halves_for(items)
-        together = network.kept(halves.place, items, halves.states)
-        features = network.frozen_features(items)
+        halves = network.live._halves_for(items)
+        together = network.live.kept(halves.place, items, halves.states)
+        features = network.live.frozen_features(items)
         clear_cache()
         for i, item in enumerate(items):
-            (alone,) = network.kept(halves.place, [item], halves.states)
+            (alone,) = network.live.kept(halves.place, [item], halves.states)
             assert torch.equal(alone[0], together[i][0])
             np.testing.assert_array_equal(
-                network.frozen_features([item])[0], features[i]
+                network.live.frozen_features([item])[0], features[i]
             )
     finally:
         torch.set_num_threads(before)
@@ -538,11 +539,11 @@ def test_pairs_with_a_short_text_have_the_same_bits_in_any_company(plain_folder)
     network = network_of(
         TextEncoder(str(plain_folder("bert")), pair="bi"), n_features=2
     )
-    items = network.prepare([("good", text) for text in random_texts([14] * 12)])
-    expected = network.frozen_features(items)
+    items = network.live.prepare([("good", text) for text in random_texts([14] * 12)])
+    expected = network.live.frozen_features(items)
     clear_cache()
     for item, row in zip(items, expected, strict=True):
-        np.testing.assert_array_equal(network.frozen_features([item])[0], row)
+        np.testing.assert_array_equal(network.live.frozen_features([item])[0], row)
 
 
 def test_interrupt_while_something_is_kept_hides_no_bytes(monkeypatch):
@@ -602,7 +603,7 @@ def test_loaded_model_resumes_as_the_fitted_one(plain_folder):
     clear_cache()
     loaded = pickle.loads(data)
     np.testing.assert_array_equal(loaded.transform(models.TEXTS), expected)
-    assert loaded._network.resumes
+    assert loaded._network.live.resumes
 
 
 def test_drop_waits_where_its_own_thread_holds_the_lock():
@@ -736,8 +737,8 @@ def test_threads_that_come_first_to_a_loaded_model_try_it_once(
     batches = [models.TEXTS[i:] for i in range(4)] * 4
     expected = [clf.transform(batch) for batch in batches]
     network = pickle.loads(pickle.dumps(clf))._network
-    network.resumes = None  # not tried yet
-    items = [network.prepare(batch) for batch in batches]
+    network.live.resumes = None  # not tried yet
+    items = [network.live.prepare(batch) for batch in batches]
     trials, halve = [], _prefix.halve
 
     def slow(*arguments):
@@ -747,8 +748,8 @@ def test_threads_that_come_first_to_a_loaded_model_try_it_once(
 
     monkeypatch.setattr(_prefix, "halve", slow)
     with ThreadPoolExecutor(8) as pool:
-        found = list(pool.map(network.features, items))
-    assert network.resumes
+        found = list(pool.map(network.live.features, items))
+    assert network.live.resumes
     assert len(trials) == 1
     for one, other in zip(found, expected, strict=True):
         np.testing.assert_array_equal(one, other)

@@ -10,8 +10,8 @@ import pytest
 import torch
 from transformers.utils import import_utils
 
-from skpeft import AdapterClassifier, AdapterRegressor, _network, _replays
-from skpeft._network import AdapterNetwork, computing
+from skpeft import AdapterClassifier, AdapterRegressor, _live, _replays
+from skpeft._live import LiveNetwork
 from skpeft.adapters import LoRA
 from skpeft.adapters.lora import LoRALinear
 from skpeft.encoders import ArrayEncoder, TextEncoder, TinyTextEncoder
@@ -102,7 +102,7 @@ def replay_by(no_gpu, monkeypatch):
             return made[-1]
 
         monkeypatch.setattr(_replays, "Recording", kind)
-        monkeypatch.setattr(AdapterNetwork, "replays", replays)
+        monkeypatch.setattr(LiveNetwork, "replays", replays)
         return made
 
     return replay_by
@@ -178,7 +178,7 @@ def test_more_shapes_than_fit_go_as_they_are(replay_by, monkeypatch):
 
 @pytest.mark.parametrize("where", ["TOKENS_KEPT", "_GROUPS"])
 def test_passes_in_several_parts_are_not_replayed(where, replay_by, monkeypatch):
-    monkeypatch.setattr(_network, where, {"cpu": (16, 1)} if where == "_GROUPS" else 4)
+    monkeypatch.setattr(_live, where, {"cpu": (16, 1)} if where == "_GROUPS" else 4)
     expected = fitted()
     replay_by(Again)
     assert_same(fitted(), expected)
@@ -264,13 +264,12 @@ def test_what_is_known_is_replayed_on_a_gpu(
         given["encoder"] = TextEncoder(folder, pooling=pooling)
     samples = NUMBERS if isinstance(given["encoder"], ArrayEncoder) else TEXTS
     network = fitted(samples, **given)._network
-    assert network.replays() is None  # on a CPU nothing is
-    on_a_gpu = network.live._replace(device=torch.device("cuda"))
-    monkeypatch.setattr(network, "_live", on_a_gpu)
+    assert network.live.replays() is None  # on a CPU nothing is
+    monkeypatch.setattr(network.live, "device", torch.device("cuda"))
     # Older versions of transformers ask the GPU whether a mask hides anything.
     knows = hasattr(import_utils, "is_cuda_stream_capturing")
     knows = knows or given["encoder"] == "tiny"
-    assert (network.replays() is not None) == (replayed and knows)
+    assert (network.live.replays() is not None) == (replayed and knows)
 
 
 @pytest.mark.parametrize("objective", sorted(OBJECTIVES))
@@ -309,19 +308,19 @@ def test_no_graph_of_another_pass_is_there_while_one_is_recorded(
 
 
 def test_fit_leaves_no_gradients():
-    trained = fitted()._network.trainable().values()
+    trained = fitted()._network.live.trainable().values()
     assert all(tensor.grad is None for tensor in trained)
 
 
 @pytest.mark.parametrize("n_rows", [1, 7, 8, 9, 16, 17])
 def test_objectives_see_the_rows_alone(n_rows, replay_by):
     network = fitted(batch_size=30)._network
-    items = network.prepare(TEXTS[:n_rows])
+    items = network.live.prepare(TEXTS[:n_rows])
     replay_by(Again)
-    replays = network.replays()
-    expected = network.forward(items)
+    replays = network.live.replays()
+    expected = network.live.forward(items)
     for _ in range(4):
-        found = network.forward(items, replays)
+        found = network.live.forward(items, replays)
         torch.testing.assert_close(found, expected)
     assert replays.able
 
@@ -334,12 +333,12 @@ def test_padding_to_a_number_that_comes_again_changes_rounding_alone(
     network = fitted(encoder=str(plain_folder(family)))._network
     backbone = network.live.backbone
     longest = " ".join(" ".join(TEXTS).split()[:18])
-    items = network.prepare([*TEXTS[:5], longest])
+    items = network.live.prepare([*TEXTS[:5], longest])
     shapes = [backbone.collate_in_steps([i])["input_ids"].shape for i in items]
     assert shapes == [(1, 16)] * 5 + [(1, models.MAX_LENGTH)]
     backbone._limit = 28
     assert backbone.collate_in_steps(items)["input_ids"].shape == (6, 28)
-    with computing(network.live), torch.no_grad():
+    with network.live.computing(), torch.no_grad():
         few, many = (
             network.live.module(collate(items))
             for collate in (backbone.collate, backbone.collate_in_steps)

@@ -15,6 +15,7 @@ from sklearn.model_selection import (
     cross_val_predict,
     cross_val_score,
 )
+from sklearn.multioutput import MultiOutputClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer, StandardScaler
 from sklearn.svm import LinearSVC
@@ -186,7 +187,7 @@ def test_scores_of_classifier_without_probabilities_are_refused():
 def test_too_few_rows_for_folds_are_refused_before_a_fit(
     estimator, y, message, monkeypatch
 ):
-    monkeypatch.setattr(AdapterScores, "fit", None)
+    monkeypatch.setattr(type(estimator), "fit", lambda *_: pytest.fail("a fit"))
     with pytest.raises(ValueError, match=message):
         AdapterScores(estimator, cv=3).fit_transform(TEXTS[: len(y)], y)
 
@@ -231,3 +232,23 @@ def test_optuna_searches_adapters_and_learning_rates():
     assert search.best_score_ > 0.9
     assert search.best_params_["adapter"] in {"lora", "bottleneck"}
     assert search.predict(list(TEXTS)).tolist() == LABELS.tolist()
+
+
+def test_scores_of_several_columns_of_classes_are_refused():
+    model = MultiOutputClassifier(
+        AdapterClassifier("tiny", max_epochs=1, random_state=0)
+    )
+    y = np.array([[1, 2], [2, 3], [3, 4]] * 4)
+    scores = AdapterScores(model, cv=2)
+    with pytest.raises(ValueError, match="one AdapterScores for each column of y"):
+        scores.fit_transform(TEXTS[:12], y)
+    assert not hasattr(scores, "estimator_")
+
+
+def test_scores_tell_the_features_of_their_estimator():
+    frame = pd.DataFrame({"body": TEXTS[:12]})
+    scores = AdapterScores(classifier(), cv=2)
+    assert not hasattr(scores, "n_features_in_")
+    scores.fit(frame, list("ab") * 6)
+    assert scores.n_features_in_ == 1
+    assert scores.feature_names_in_.tolist() == ["body"]

@@ -938,3 +938,19 @@ def test_scores_take_sparse_indicators_as_the_estimator_does():
         scores.fit_transform(TEXTS, scipy.sparse.csr_matrix(LABELS)),
         scores.fit_transform(TEXTS, LABELS),
     )
+
+
+def test_labels_that_are_the_same_in_all_rows_are_named():
+    y = pd.DataFrame({"rare": [0] * 6, "some": [0, 1] * 3, "always": [1] * 6})
+    texts = ["good film", "bad film", "good book", "bad book", "tea", "coffee"]
+    with pytest.warns(
+        UserWarning, match=r"The labels \['rare', 'always'\] are the same"
+    ):
+        clf = AdapterClassifier("tiny", max_epochs=1, random_state=0).fit(texts, y)
+    np.testing.assert_array_equal(clf.predict(texts)[:, [0, 2]], [[0, 1]] * 6)
+
+
+def test_dates_as_numbers_are_refused():
+    y = pd.Series(pd.date_range("2026-01-01", periods=4))
+    with pytest.raises(ValueError, match=r"datetime64.*Turn times into numbers"):
+        AdapterRegressor("tiny").fit(["a", "b", "c", "d"], y)

@@ -49,7 +49,6 @@ from sklearn.model_selection import GridSearchCV, check_cv
 import skpeft
 from skpeft import AdapterClassifier, AdapterClassifierCV
 from skpeft._cache import STATES
-from skpeft._network import computing
 from skpeft._training import update
 
 
@@ -117,8 +116,8 @@ def step(args, n, replayed):
     """Median seconds of a training step of n texts, adapters in all blocks."""
     X, y = rows_of(args, 600)
     clf = AdapterClassifier(layers=None, max_epochs=1, shrinkage=0.0, random_state=0)
-    network, seconds = clf.fit(X, y)._network, []
-    items = sorted(network.prepare(X), key=network.live.backbone.length)[-n - 50 : -50]
+    network, seconds = clf.fit(X, y)._network.live, []
+    items = sorted(network.prepare(X), key=network.backbone.length)[-n - 50 : -50]
     optimizer = torch.optim.AdamW(network.trainable().values(), fused=True)
     replays = network.replays() if replayed else None
     with network.own_context():
@@ -160,12 +159,12 @@ def limit(args, n, epochs):
         callback=lambda record: times.append(time.process_time()) and False,
     )
     clf.fit(X, y)
-    network = clf._network
-    config = network.live.module.transformer.config
-    n_tokens = sum(map(network.live.backbone.length, network.prepare(X)))
+    network = clf._network.live
+    config = network.module.transformer.config
+    n_tokens = sum(map(network.backbone.length, network.prepare(X)))
     width, inner = config.hidden_size, config.intermediate_size
     shapes = [(width, width)] * 4 + [(width, inner), (inner, width)]
-    n_blocks = config.num_hidden_layers - network.live.lowest
+    n_blocks = config.num_hidden_layers - network.lowest
     # Forward, and back through activations: frozen weights need no gradient of their own.
     products = 2 * n_blocks * sum(2 * n_tokens * i * o for i, o in shapes)
     seconds = (times[-1] - times[0]) / (len(times) - 1)
@@ -254,13 +253,13 @@ def one(args):
     """Median seconds of one text, of two ways in turn, and their ratio."""
     X, y = rows_of(args, 96)
     clf = AdapterClassifier(shrinkage=0.0, random_state=0).fit(X, y)
-    network = clf._network
-    frozen = network.live.backbone
+    network = clf._network.live
+    frozen = network.backbone
 
     def bare(X):
-        with torch.no_grad(), computing(network.live):
+        with torch.no_grad(), network.computing():
             batch = frozen.collate(frozen.prepare(X))
-            batch = {name: t.to(network.live.device) for name, t in batch.items()}
+            batch = {name: t.to(network.device) for name, t in batch.items()}
             frozen.module(batch).cpu()
 
     seconds = {"skpeft": [], "bare": []}
@@ -283,24 +282,30 @@ FIRST = {
 }
 
 
-def first(args, method):
-    """Processor seconds of a process from its start to its first answer."""
+def first(args):
+    """Processor seconds of a process from its start to its first answer, of both in turn."""
     X, y = rows_of(args, 96)
     clf = AdapterClassifier(shrinkage=0.0, random_state=0).fit(X, y)
+    seconds = {name: [] for name in FIRST}
     with tempfile.TemporaryDirectory() as folder:
         file = str(Path(folder) / "model.joblib")
         joblib.dump(clf, file)
-        command = [sys.executable, "-c", f"import sys; {FIRST[method]}"]
-        command += [file, str(locate(ENCODER, None)), X[0]]
-        seconds = []
-        for _ in range(5):
-            before = resource.getrusage(resource.RUSAGE_CHILDREN)
-            subprocess.run(command, check=True, capture_output=True)
-            after = resource.getrusage(resource.RUSAGE_CHILDREN)
-            seconds.append(
-                after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-            )
-    return {"cpu_seconds": statistics.median(seconds[1:])}
+        given = [file, str(locate(ENCODER, None)), X[0]]
+        for _ in range(6):
+            for name, code in FIRST.items():
+                command = [sys.executable, "-c", f"import sys; {code}", *given]
+                before = resource.getrusage(resource.RUSAGE_CHILDREN)
+                subprocess.run(command, check=True, capture_output=True)
+                after = resource.getrusage(resource.RUSAGE_CHILDREN)
+                spent = after.ru_utime + after.ru_stime
+                seconds[name].append(spent - before.ru_utime - before.ru_stime)
+    # The first of each reads from the disk what the others find in memory.
+    skpeft_, encode = (np.array(values[1:]) for values in seconds.values())
+    return {
+        "skpeft_seconds": statistics.median(skpeft_),
+        "encode_seconds": statistics.median(encode),
+        "ratio": statistics.median(skpeft_ / encode),
+    }
 
 
 def growth(args, n, cache_bytes, n_classes=6, n_copies=1):
@@ -354,7 +359,7 @@ def plan(args):
             for method in ("skpeft", "bfloat16", "encode")
         ],
         "one": [{}],
-        "first": [{"method": method} for method in FIRST],
+        "first": [{}],
         "growth": [
             {"n": n, "cache_bytes": size}
             for n in (250, 1000, 4000, 16000, 64000)
@@ -373,19 +378,19 @@ def label(run):
 
 def report(runs):
     """One Markdown table for each kind of measurement: medians over repeats."""
-    kinds = dict.fromkeys(run["what"] for run in runs)
-    for what in kinds:
-        own = [run for run in runs if run["what"] == what]
-        cases = dict.fromkeys(label(run) for run in own)
-        names = [name for name in own[0]["found"] if name not in ("scores", "best")]
+    kinds = {}
+    for run in runs:
+        names = tuple(n for n in run["found"] if n not in ("scores", "best"))
+        kinds.setdefault((run["what"], names), {}).setdefault(label(run), []).append(
+            run
+        )
+    for (what, names), cases in kinds.items():
         print(f"\n*{what}*\n\n| case | runs | {' | '.join(names)} |")
         print("|" + " --- |" * (len(names) + 2))
-        for case in cases:
-            found = [run["found"] for run in own if label(run) == case]
-            cells = [
-                f"{statistics.median(f[name] for f in found):.4g}" for name in names
-            ]
-            print(f"| {case} | {len(found)} | {' | '.join(cells)} |")
+        for case, own in cases.items():
+            medians = (statistics.median(run["found"][n] for run in own) for n in names)
+            cells = " | ".join(f"{median:.4g}" for median in medians)
+            print(f"| {case} | {len(own)} | {cells} |")
 
 
 def main():

@@ -12,7 +12,9 @@ the calls of Unix: signals, fork, resource limits.
 import argparse
 import contextlib
 import ctypes
+import dis
 import errno
+import functools
 import gc
 import io
 import json
@@ -28,6 +30,7 @@ import threading
 import time
 import warnings
 from collections import Counter
+from itertools import islice
 from pathlib import Path
 
 import joblib
@@ -507,7 +510,11 @@ def interrupted_after(seconds):
 
 
 class AtLine:
-    """Context in which a line of skpeft, counted as they run, raises KeyboardInterrupt."""
+    """Context in which a line of skpeft, counted as they run, raises KeyboardInterrupt.
+
+    Not where a `with` block is about to be left: a trace is asked there, but Python looks
+    for no interrupt before the context is closed.
+    """
 
     def __init__(self, number=None):
         self.number, self.count = number, 0
@@ -525,10 +532,19 @@ class AtLine:
         return self._strike if frame.f_code.co_filename.startswith(ours) else None
 
     def _strike(self, frame, event, _):
-        self.count += event == "line"
-        if event == "line" and self.count == self.number:
-            raise KeyboardInterrupt
+        if event == "line" and not leaves_with(frame.f_code, frame.f_lasti):
+            self.count += 1
+            if self.count == self.number:
+                raise KeyboardInterrupt
         return self._strike
+
+
+@functools.cache
+def leaves_with(code, offset):
+    """Whether what comes next is the call that closes a context, with None three times."""
+    ahead = (i for i in dis.get_instructions(code) if i.offset >= offset)
+    read = [i.opname == "LOAD_CONST" and i.argval is None for i in islice(ahead, 5)]
+    return any(all(read[i : i + 3]) for i in range(3) if len(read) >= i + 3)
 
 
 def unfitted():

@@ -135,7 +135,15 @@ class Weights:
                 probe_features(run, batch).float().cpu().numpy()
                 for run in (module, of_its_own)
             )
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
+        except torch.OutOfMemoryError:
+            raise
+        except (
+            AttributeError,
+            KeyError,
+            RuntimeError,
+            TypeError,
+            ValueError,
+        ) as error:
             raise ValueError(
                 "The given model cannot be run as a text encoder, from token ids to features "
                 f"of tokens that are pooled ({type(error).__name__}: {error}). Pass one that "
@@ -417,9 +425,9 @@ class TextBackbone(Backbone):
         n_lost = np.count_nonzero(2 * np.array(n_unknown) > np.maximum(n_own, 1))
         if n_lost > _FEW_LOST * len(rows):
             warn(
-                f"Of {n_lost} of {len(rows)} texts ({n_lost / len(rows):.0%}) the encoder "
-                "knows less than half of the tokens, as with emoji or the letters of another "
-                "language, and what it does not know reads all the same. Give an encoder "
+                f"In {n_lost} of {len(rows)} texts ({n_lost / len(rows):.0%}) more than half "
+                "of the tokens are unknown to the encoder, such as emoji or the letters of "
+                "another language; all unknown tokens look alike to it. Give an encoder "
                 "that was trained on such texts, such as a multilingual one.",
             )
 

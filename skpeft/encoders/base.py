@@ -131,6 +131,9 @@ class Backbone:
         self._probe_digest = bits and hashlib.blake2b(bits, digest_size=16).digest()
         self.n_heads = n_heads
         self.n_calls = n_calls
+        # A product with a single column takes other ways for other numbers of rows.
+        linear = (m for m in module.modules() if isinstance(m, nn.Linear))
+        rowwise = rowwise and all(m.out_features > 1 for m in linear)
         self.rowwise = rowwise
         # What has weights behind the encoder multiplies one row an item, not one a token.
         inside = f"{root}." if root else ""

@@ -108,7 +108,7 @@ def build(encoder, method, layers=None, *, seed=0, precision="float32"):
 
 def items_of(network):
     is_text = network.encoder.modality == "text"
-    return network.prepare(TEXTS if is_text else NUMBERS)
+    return network.live.prepare(TEXTS if is_text else NUMBERS)
 
 
 def fit(network, n_epochs=3, learning_rate=None):
@@ -176,11 +176,15 @@ def trained(encoder, method):
     frozen, network = build(encoder, None), build(encoder, method)
     items = items_of(network)
     shared = list(network.live.backbone.module.state_dict().values())
-    network.resumes = False  # all blocks run, in the batches of the frozen encoder
-    features, start, before = network.features(items), network.state(), digest(shared)
-    network.resumes = None
+    network.live.resumes = False  # all blocks run, in the batches of the frozen encoder
+    features, start, before = (
+        network.live.features(items),
+        network.state(),
+        digest(shared),
+    )
+    network.live.resumes = None
     reached = {}
-    for name, tensor in network.trainable().items():
+    for name, tensor in network.live.trainable().items():
         tensor.register_post_accumulate_grad_hook(
             lambda t, name=name: reached.update({name: bool(t.grad.any())})
         )
@@ -200,9 +204,9 @@ def test_training_changes_features_and_leaves_frozen_bits(trained):
     assert trained.digests[0] == trained.digests[1]
     backbone.check_unchanged()
     addresses = {t.data_ptr() for t in backbone.module.state_dict().values()}
-    assert not addresses & {t.data_ptr() for t in network.trainable().values()}
+    assert not addresses & {t.data_ptr() for t in network.live.trainable().values()}
     items = items_of(network)
-    assert np.abs(network.features(items) - trained.fresh).max() > ROUNDING
+    assert np.abs(network.live.features(items) - trained.fresh).max() > ROUNDING
     again = build(network.encoder, None).features(items)
     np.testing.assert_array_equal(again, trained.frozen)
 
@@ -213,7 +217,7 @@ def test_loss_falls(trained):
 
 def test_every_adapter_tensor_gets_a_gradient_and_moves(trained):
     network = trained.network
-    tensors = network.trainable()
+    tensors = network.live.trainable()
     if network.adapter.trains_encoder:  # some tensors of an encoder have no effect
         table = network.live.backbone.role_table
         linear = [r for r in table if r != "blocks" and not r.endswith("_norm")]
@@ -228,7 +232,7 @@ def test_every_adapter_tensor_gets_a_gradient_and_moves(trained):
 
 def test_trainable_count_is_what_the_formula_says(trained, method):
     network = trained.network
-    found = sum(tensor.numel() for tensor in network.trainable().values())
+    found = sum(tensor.numel() for tensor in network.live.trainable().values())
     if method.trains_encoder:
         parameters = network.live.backbone.module.parameters()
         assert found == sum(parameter.numel() for parameter in parameters)
@@ -244,34 +248,34 @@ def test_trainable_count_is_what_the_formula_says(trained, method):
 def test_features_do_not_depend_on_the_rows_beside(trained):
     network = trained.network
     items = items_of(network)
-    together = network.features(items)
+    together = network.live.features(items)
     order = RandomState(1).permutation(len(items))
     np.testing.assert_allclose(
-        network.features([items[i] for i in order]), together[order], atol=ROUNDING
+        network.live.features([items[i] for i in order]), together[order], atol=ROUNDING
     )
-    alone = np.concatenate([network.features([item]) for item in items])
+    alone = np.concatenate([network.live.features([item]) for item in items])
     np.testing.assert_allclose(alone, together, atol=ROUNDING)
 
 
 def test_state_and_pickle_give_the_same_bits_back(trained):
     network = trained.network
     items, state = items_of(network), network.state()
-    expected = network.features(items)
+    expected = network.live.features(items)
     other = build(network.encoder, network.adapter, seed=1)
-    other.load_state(state)
-    np.testing.assert_array_equal(other.features(items), expected)
+    other.live.load_state(state)
+    np.testing.assert_array_equal(other.live.features(items), expected)
     loaded = pickle.loads(pickle.dumps(network))
     assert loaded.state().keys() == state.keys()
-    np.testing.assert_array_equal(loaded.features(items), expected)
+    np.testing.assert_array_equal(loaded.live.features(items), expected)
     assert all((loaded.state()[name] == state[name]).all() for name in state)
 
 
 def test_merged_equals_unmerged(trained):
     network = trained.network
     items, bits = items_of(network), digest(network.live.module.state_dict().values())
-    expected = network.features(items)
+    expected = network.live.features(items)
     merged = private_module(network)
-    found = merged(network._collate(items)).numpy()
+    found = merged(network.live._collate(items)).numpy()
     np.testing.assert_allclose(found, expected, rtol=0, atol=ROUNDING)
     left = [part for part in merged.modules() if isinstance(part, AdaptedLayer)]
     can_merge = [p for p in left if type(p).merged is not AdaptedLayer.merged]
@@ -290,16 +294,16 @@ def test_bfloat16_trains_and_gives_finite_float32(trained):
     network = build(
         trained.network.encoder, trained.network.adapter, precision="bfloat16"
     )
-    near = network.features(items_of(network))
+    near = network.live.features(items_of(network))
     # bfloat16 has 8 bits: a share of 1/256 a product, some of them in a row
     gap = np.linalg.norm(near - trained.fresh)
     assert gap < 0.1 * np.linalg.norm(trained.fresh)
     losses = fit(network, n_epochs=2).losses
     assert np.isfinite(losses).all()
-    features = network.features(items_of(network))
+    features = network.live.features(items_of(network))
     assert features.dtype == np.float32
     assert np.isfinite(features).all()
-    assert {t.dtype for t in network.trainable().values()} == {torch.float32}
+    assert {t.dtype for t in network.live.trainable().values()} == {torch.float32}
 
 
 class Casts(TorchDispatchMode):
@@ -319,9 +323,9 @@ def test_bfloat16_rounds_no_trained_tensor(trained):
     method = trained.network.adapter
     network = build(trained.network.encoder, method, precision="bfloat16")
     items = items_of(network)
-    with Casts() as casts, network.own_context():
-        network.forward(items).sum().backward()
-    own = {tensor.data_ptr() for tensor in network.trainable().values()}
+    with Casts() as casts, network.live.own_context():
+        network.live.forward(items).sum().backward()
+    own = {tensor.data_ptr() for tensor in network.live.trainable().values()}
     assert casts.places
     # Of the encoder's own weights, where it trains these, copies are rounded.
     assert bool(casts.places & own) == method.trains_encoder
@@ -336,14 +340,14 @@ def test_layers_choose_the_blocks_that_are_trained(encoder, method, layers):
     network = build(encoder, method, layers)
     backbone = network.live.backbone
     path = f"{backbone.root}.{backbone.role_table['blocks']}.".removeprefix(".")
-    names = list(network.trainable())
+    names = list(network.live.trainable())
     assert all(name.startswith(path) for name in names)
     expected = {1, 2} if layers == 2 else {0}
     assert {int(name.removeprefix(path).split(".")[0]) for name in names} == expected
     items = items_of(network)
     before = build(encoder, None).features(items)
     fit(network, n_epochs=3)
-    assert np.abs(network.features(items) - before).max() > 1e-6
+    assert np.abs(network.live.features(items) - before).max() > 1e-6
 
 
 @pytest.mark.parametrize(

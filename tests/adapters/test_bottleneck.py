@@ -156,8 +156,8 @@ def handovers(network):
 def test_parallel_network_serves_two_threads_at_once():
     network = parallel_network()
     texts = [["good film", "bad film"], ["a small green tea pot", "one more book"]]
-    items = [network.prepare(batch) for batch in texts]
-    expected = [network.features(batch) for batch in items]
+    items = [network.live.prepare(batch) for batch in texts]
+    expected = [network.live.features(batch) for batch in items]
     assert np.abs(expected[0] - expected[1]).max() > 0.1
     barrier = Barrier(2, timeout=30)
 
@@ -170,7 +170,7 @@ def test_parallel_network_serves_two_threads_at_once():
         if name.endswith("ffn_in")
     ]
     with ThreadPoolExecutor(2) as pool:
-        found = list(pool.map(network.features, items))
+        found = list(pool.map(network.live.features, items))
     for handle in handles:
         handle.remove()
     for one, other in zip(found, expected, strict=True):
@@ -179,7 +179,7 @@ def test_parallel_network_serves_two_threads_at_once():
 
 def test_parallel_network_keeps_no_state_after_a_call():
     network = parallel_network()
-    network.features(network.prepare(["good film"]))
+    network.live.features(network.live.prepare(["good film"]))
     assert len(handovers(network)) == 2
     for waiting in handovers(network):
         with pytest.raises(KeyError):
@@ -188,8 +188,8 @@ def test_parallel_network_keeps_no_state_after_a_call():
 
 def test_parallel_network_after_a_failed_call_gives_the_right_answer():
     network = parallel_network()
-    items = network.prepare(["good film"])
-    expected = network.features(items)
+    items = network.live.prepare(["good film"])
+    expected = network.live.features(items)
 
     def fail(*arguments):
         raise FloatingPointError
@@ -197,9 +197,11 @@ def test_parallel_network_after_a_failed_call_gives_the_right_answer():
     inside = network.live.module.get_submodule("blocks.1.ffn_in.base")
     handle = inside.register_forward_hook(fail)
     with pytest.raises(FloatingPointError):
-        network.features(network.prepare(["a much longer text than the one before"]))
+        network.live.features(
+            network.live.prepare(["a much longer text than the one before"])
+        )
     handle.remove()
-    np.testing.assert_array_equal(network.features(items), expected)
+    np.testing.assert_array_equal(network.live.features(items), expected)
 
 
 @pytest.mark.parametrize(

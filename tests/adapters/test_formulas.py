@@ -69,7 +69,7 @@ def network_of(adapter, encoder=None, *, layers=None, precision="float64", std=0
         precision=precision,
         seed=0,
     )
-    for seed, tensor in enumerate(network.trainable().values()):
+    for seed, tensor in enumerate(network.live.trainable().values()):
         tensor.data.copy_(std * normal(*tensor.shape, seed=seed))
     return network
 
@@ -250,7 +250,7 @@ def test_prefix_of_a_fused_projection_takes_the_queries_which_come_first(plain_f
     seen = []
     block.Wqkv.memory.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
     block.Wqkv.base.register_forward_hook(lambda *a: seen.append(a[2]))
-    network.features(network.prepare(["good film"]))
+    network.live.features(network.live.prepare(["good film"]))
     torch.testing.assert_close(seen[1], seen[0][..., : models.WIDTH])
 
 
@@ -269,7 +269,7 @@ def hidden_states(network, items):
 
 def test_ladder_equals_its_formula():
     network = network_of(LadderSide(4))
-    items = network.prepare(["good film", "a very bad and long book"])
+    items = network.live.prepare(["good film", "a very bad and long book"])
     rungs = network.live.module.blocks
     _, hidden = hidden_states(network, items)
     state, total = 0.0, 0.0
@@ -284,7 +284,7 @@ def test_ladder_equals_its_formula():
     out = hidden[-1] + total
     mask = network.live.backbone.collate(items)["attention_mask"].double().unsqueeze(-1)
     expected = (out * mask).sum(1) / mask.sum(1)
-    np.testing.assert_allclose(network.features(items), expected.detach().numpy())
+    np.testing.assert_allclose(network.live.features(items), expected.detach().numpy())
 
 
 def test_ladder_stands_around_a_module_that_is_one_block():
@@ -297,9 +297,11 @@ def test_ladder_stands_around_a_module_that_is_one_block():
         )
         for a in (None, LadderSide(2))
     ]
-    frozen, found = (network.features(network.prepare(X)) for network in networks)
+    frozen, found = (
+        network.live.features(network.live.prepare(X)) for network in networks
+    )
     np.testing.assert_array_equal(found, frozen)
-    assert networks[1].forward(networks[1].prepare(X)).requires_grad
+    assert networks[1].live.forward(networks[1].live.prepare(X)).requires_grad
 
 
 class Rounds(nn.Module):
@@ -345,7 +347,7 @@ def test_ladder_beside_blocks_that_do_not_run_once_is_refused(order, layers):
 def test_list_of_blocks_may_be_in_a_module_that_is_never_called(adapter):
     clf = fit_rounds([0, 1], adapter, layers=None)
     network, before = clf._network, clf.transform(ROWS)
-    network.resumes, network._halves = False, None
+    network.live.resumes, network.live._halves = False, None
     last = network.live.module.get_submodule("model.owner.layer.1")
 
     def stop(*_):
@@ -462,11 +464,11 @@ def test_first_step_of_a_bottleneck_is_as_large_whatever_its_width(width):
 
 def test_nothing_goes_back_through_the_blocks_of_a_ladder():
     network = network_of(LadderSide(4))
-    network.resumes = False  # run all blocks
+    network.live.resumes = False  # run all blocks
     outputs = []
     for rung in network.live.module.blocks:
         rung.base.register_forward_hook(lambda *a: outputs.append(a[2]))
-    features = network.forward(network.prepare(["good film"]))
+    features = network.live.forward(network.live.prepare(["good film"]))
     assert features.requires_grad
     assert len(outputs) == 2
     assert not any(output.requires_grad for output in outputs)
@@ -478,9 +480,9 @@ def test_a_pass_that_was_broken_off_leaves_nothing_behind(
     plain_folder, family, adapter
 ):
     network = network_of(adapter, TextEncoder(str(plain_folder(family))))
-    network.resumes = False  # run all blocks
-    items = network.prepare(["good film", "bad book"])
-    expected = network.features(items)
+    network.live.resumes = False  # run all blocks
+    items = network.live.prepare(["good film", "bad book"])
+    expected = network.live.features(items)
     end = network.live.backbone.role_table["ffn_out"]
     layers = [
         p for n, p in network.live.module.named_modules() if n.endswith(f".{end}")
@@ -492,18 +494,18 @@ def test_a_pass_that_was_broken_off_leaves_nothing_behind(
     for layer in (layers[0], layers[-1]):
         handle = layer.register_forward_hook(stop)
         with pytest.raises(KeyboardInterrupt):
-            network.features(items)
+            network.live.features(items)
         handle.remove()
-        np.testing.assert_array_equal(network.features(items), expected)
+        np.testing.assert_array_equal(network.live.features(items), expected)
 
 
 @pytest.mark.parametrize("adapter", [LadderSide(4), Prefix(3)], ids=str)
 def test_threads_share_a_network_whose_layers_hand_values_on(adapter):
     network = network_of(adapter)
-    batches = [network.prepare([f"{word} film"] * 3) for word in "abcdefgh"]
-    expected = [network.features(batch) for batch in batches]
+    batches = [network.live.prepare([f"{word} film"] * 3) for word in "abcdefgh"]
+    expected = [network.live.features(batch) for batch in batches]
     with ThreadPoolExecutor(8) as pool:
-        found = list(pool.map(network.features, batches * 5))
+        found = list(pool.map(network.live.features, batches * 5))
     for features, right in zip(found, expected * 5, strict=True):
         np.testing.assert_array_equal(features, right)
 
@@ -523,10 +525,10 @@ def test_methods_with_the_same_names_stand_around_one_layer():
     network = network_of(Combination([*members, LadderSide(3)]), std=0.0)
     n_blocks, n_norms = 2, 2
     n_tensors = 8 + 2 * n_norms + 4 + 4 + 4 + 4
-    assert len(network.trainable()) == n_blocks * n_tensors
+    assert len(network.live.trainable()) == n_blocks * n_tensors
     plain = network_of(None)
-    items = plain.prepare(["good film"])
-    np.testing.assert_allclose(network.features(items), plain.features(items))
+    items = plain.live.prepare(["good film"])
+    np.testing.assert_allclose(network.live.features(items), plain.live.features(items))
 
 
 def test_combination_acts_where_its_members_act():

@@ -145,9 +145,11 @@ def test_network_with_lora_equals_one_with_the_weights_written_in():
                 merged.get_submodule(name).weight += part.scaling * (
                     part.lora_B @ part.lora_A
                 )
-        items = network.prepare(["good film", "a bad and long book"])
+        items = network.live.prepare(["good film", "a bad and long book"])
         expected = merged(network.live.backbone.collate(items))
-    np.testing.assert_allclose(network.features(items), expected.numpy(), atol=1e-10)
+    np.testing.assert_allclose(
+        network.live.features(items), expected.numpy(), atol=1e-10
+    )
 
 
 def test_lora_starts_with_no_update_and_a_seeded_direction():

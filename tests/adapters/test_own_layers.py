@@ -130,7 +130,7 @@ def test_adapters_in_encoder_layers_of_torch_take_part_in_predictions():
     roles = ["query", "ffn_in", "ffn_out"]
     clf = fit(Stacked(), PLACES, LoRA(4, roles=roles), learning_rate=0.02)
     network = clf._network
-    trained = network.forward(network.prepare(ROWS)).detach().numpy()
+    trained = network.live.forward(network.live.prepare(ROWS)).detach().numpy()
     np.testing.assert_allclose(clf.transform(ROWS), trained, atol=1e-5)
     np.testing.assert_allclose(exported(clf), clf.decision_function(ROWS), atol=1e-4)
     pickle.dumps(clf.to_torch())
@@ -139,7 +139,7 @@ def test_adapters_in_encoder_layers_of_torch_take_part_in_predictions():
         name: array * ("linear" not in name) if "lora_B" in name else array
         for name, array in state.items()
     }
-    network.load_state(zeroed)
+    network.live.load_state(zeroed)
     assert np.abs(clf.transform(ROWS) - trained).max() > 1e-3
 
 

@@ -211,7 +211,7 @@ def test_role_table_given_overrides_that_of_a_known_family(plain_folder):
     encoder = TextEncoder(str(plain_folder("bert")), role_table=table)
     clf = AdapterClassifier(encoder, adapter=LoRA(roles=["query"]), max_epochs=1)
     clf.fit(models.TEXTS, LABELS)
-    assert all("self.key.lora" in name for name in clf._network.trainable())
+    assert all("self.key.lora" in name for name in clf._network.live.trainable())
     with pytest.raises(ValueError, match=r"'value' is not a known role.*\['query'\]"):
         clf.set_params(adapter="lora").fit(models.TEXTS, LABELS)
 
@@ -302,7 +302,7 @@ def test_block_that_is_the_module_itself_takes_layers_of_one():
         precision="float32",
         seed=0,
     )
-    assert sum(t.numel() for t in network.trainable().values()) == 8
+    assert sum(t.numel() for t in network.live.trainable().values()) == 8
 
 
 def test_albert_whose_groups_hold_several_layers_is_not_taken_as_known(tmp_path):
@@ -326,7 +326,7 @@ def test_albert_of_several_groups_trains_one_adapter_a_group(
         clf = AdapterClassifier(str(tmp_path), adapter=adapter, random_state=0)
         clf.fit(models.TEXTS, LABELS)
         network = clf._network
-        assert len(network.trainable()) == n_groups * n_tensors
+        assert len(network.live.trainable()) == n_groups * n_tensors
         found = clf.transform(models.TEXTS)
-        network.resumes, network._halves = False, None
+        network.live.resumes, network.live._halves = False, None
         np.testing.assert_allclose(clf.transform(models.TEXTS), found, atol=1e-5)

@@ -14,7 +14,7 @@ from skpeft import (
     AdapterBank,
     AdapterClassifier,
     AdapterRegressor,
-    _network,
+    _live,
     cache_info,
     clear_cache,
     config_context,
@@ -52,7 +52,7 @@ def network_of(encoder, adapter=None, n_features=1, precision="float32"):
         seed=0,
     )
     generator = torch.Generator().manual_seed(0)
-    for tensor in network.trainable().values():
+    for tensor in network.live.trainable().values():
         tensor.data.normal_(std=0.3, generator=generator)
     return network
 
@@ -217,22 +217,22 @@ def test_pairs_compare_the_joined_embeddings_of_both_texts(plain_folder):
 def test_features_do_not_depend_on_order_and_company(plain_folder):
     encoder = TextEncoder(str(plain_folder()), max_length=16, long_text="chunk")
     network = network_of(encoder)
-    items = network.prepare(LONG)
-    found = network.features(items)
-    mixed = network.features([items[i] for i in (3, 0, 2)])
+    items = network.live.prepare(LONG)
+    found = network.live.features(items)
+    mixed = network.live.features([items[i] for i in (3, 0, 2)])
     np.testing.assert_allclose(mixed, found[[3, 0, 2]], atol=1e-5)
 
 
 def loss_of(network, items):
-    with network.own_context():
-        return (network.forward(items) ** 3).sum()
+    with network.live.own_context():
+        return (network.live.forward(items) ** 3).sum()
 
 
 def gradients(network, items):
-    for tensor in network.trainable().values():
+    for tensor in network.live.trainable().values():
         tensor.grad = None
     loss_of(network, items).backward()
-    return {name: t.grad.clone() for name, t in network.trainable().items()}
+    return {name: t.grad.clone() for name, t in network.live.trainable().items()}
 
 
 def test_gradients_through_all_windows_are_finite_differences(pooled_folder):
@@ -240,7 +240,7 @@ def test_gradients_through_all_windows_are_finite_differences(pooled_folder):
         str(pooled_folder("bert", "mean")), max_length=8, long_text="chunk"
     )
     network = network_of(encoder, precision="float64")
-    items = network.prepare(LONG)
+    items = network.live.prepare(LONG)
     found = gradients(network, items)
     generator = torch.Generator().manual_seed(1)
     step = 1e-6
@@ -250,7 +250,7 @@ def test_gradients_through_all_windows_are_finite_differences(pooled_folder):
     }
     values = []
     for sign in (1, -2):
-        for name, tensor in network.trainable().items():
+        for name, tensor in network.live.trainable().items():
             tensor.data += sign * step * direction[name]
         values.append(loss_of(network, items).item())
     slope = (values[0] - values[1]) / (2 * step)
@@ -264,13 +264,13 @@ def test_activations_computed_again_give_the_same_gradients(
 ):
     encoder = TextEncoder(str(plain_folder()), max_length=8, long_text="chunk")
     network = network_of(encoder, adapter)
-    items = network.prepare(LONG)
-    network.remember(items)  # as fit does; a trial would draw from the generator
+    items = network.live.prepare(LONG)
+    network.live.remember(items)  # as fit does; a trial would draw from the generator
     found = []
     for kept in (10**9, 0):
-        monkeypatch.setattr(_network, "TOKENS_KEPT", kept)
+        monkeypatch.setattr(_live, "TOKENS_KEPT", kept)
         generator = torch.Generator().manual_seed(0)
-        with network.dropout(generator):
+        with network.live.dropout(generator):
             found.append((gradients(network, items), generator.get_state()))
     (kept, state), (lean, lean_state) = found
     for name, grad in kept.items():
@@ -291,21 +291,21 @@ def test_windows_of_one_text_go_through_in_bounded_groups(plain_folder):
     clf.predict([" ".join(words)])
     hook.remove()
     assert sum(sizes) > 6000 * models.WIDTH
-    assert max(sizes) <= _network._GROUPS["cpu"][0] * models.WIDTH
+    assert max(sizes) <= _live._GROUPS["cpu"][0] * models.WIDTH
 
 
 def test_cache_of_hidden_states_changes_no_bit(plain_folder):
     encoder = TextEncoder(str(plain_folder()), max_length=16, long_text="chunk")
     network = network_of(encoder)
-    items = network.prepare(LONG)
+    items = network.live.prepare(LONG)
     clear_cache()
-    network.remember(items)
-    n_windows = len({_network._content(w) for w in network.windows(items)})
+    network.live.remember(items)
+    n_windows = len({_live.content(w) for w in network.live.windows(items)})
     assert n_windows > len(LONG)
     assert cache_info().n_samples == n_windows
-    kept = network.features(items)
+    kept = network.live.features(items)
     with config_context(cache_bytes=0):
-        np.testing.assert_array_equal(network.features(items), kept)
+        np.testing.assert_array_equal(network.live.features(items), kept)
 
 
 @pytest.mark.parametrize("adapter", ["lora", "full", "prefix", "ladder"])
