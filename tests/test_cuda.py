@@ -124,27 +124,25 @@ def test_a_step_does_not_make_the_processor_wait(name, layers, precision):
     model = kind(
         "tiny", layers=layers, device="cuda", precision=precision, max_epochs=1
     )
-    network = model.fit(X, y)._network
-    items = network.live.prepare(X)
+    network = model.fit(X, y)._network.live
+    items = network.prepare(X)
     targets = y.astype(float) if several or regresses else y
-    rows = Rows(
-        items, targets, np.ones(len(X)), frozen=network.live.frozen_features(items)
-    )
+    rows = Rows(items, targets, np.ones(len(X)), frozen=network.frozen_features(items))
     linear = (
         Linear(network, rows, objective.task) if objective.needs_predictions else None
     )
     parameters = [
-        *network.live.trainable().values(),
+        *network.trainable().values(),
         *(linear.parameters() if linear else ()),
     ]
     optimizer = torch.optim.AdamW(parameters, fused=True)
     generator = torch.Generator(device="cuda").manual_seed(0)
-    with network.live.own_context(), network.live.dropout(generator):
+    with network.own_context(), network.dropout(generator):
         for mode in ("default", "error", "error"):  # the first fills the cache
             torch.cuda.set_sync_debug_mode(mode)
             try:
                 optimizer.zero_grad()
-                features = network.live.forward(items)
+                features = network.forward(items)
                 mean_objective(features, linear, rows, objective, 1.0).backward()
                 update(optimizer, 1e-3)
             finally:
@@ -174,9 +172,9 @@ def test_cache_alters_nothing_but_rounding(plain_folder, precision):
 @pytest.mark.parametrize("precision", ["float32", "auto"])
 def test_merged_weights_give_the_features_of_training(adapter, precision):
     clf = fitted("tiny", adapter=adapter, precision=precision, layers=None)
-    network = clf._network
-    with network.live.own_context(), network.live.dropout(None):
-        expected = network.live.forward(network.live.prepare(X)).detach().cpu().numpy()
+    network = clf._network.live
+    with network.own_context(), network.dropout(None):
+        expected = network.forward(network.prepare(X)).detach().cpu().numpy()
     assert gap(clf.transform(X), expected) <= ROUNDING[precision] / 2
 
 

@@ -133,6 +133,15 @@ def test_scores_of_some_fits_alone_are_left_out_with_a_warning():
     assert shown.score_line_ is None
 
 
+def test_training_display_of_a_warm_start_names_no_best_epoch_of_two_fits(capfd):
+    model = AdapterClassifier("tiny", warm_start=True, max_epochs=2, random_state=0)
+    for labels in (LABELS, LABELS[::-1]):
+        model.set_params(verbose=1).fit(TEXTS, LABELS, X_val=TEXTS, y_val=labels)
+    assert len(model.validation_scores_) == 4
+    assert TrainingDisplay.from_estimator(model).best_epoch is None
+    assert "the best" not in capfd.readouterr().err
+
+
 def test_training_display_of_scores_without_a_best_epoch_marks_none():
     shown = TrainingDisplay(losses=[3.0, 2.0], validation_scores=[0.5, 0.6]).plot()
     assert list(shown.score_line_.get_ydata()) == [0.5, 0.6]

@@ -497,6 +497,34 @@ def test_what_is_kept_has_the_same_bits_in_any_company(tmp_path, n_threads, n_he
         torch.set_num_threads(before)
 
 
+@pytest.mark.parametrize("kind", ["text", "array"])
+def test_features_behind_a_single_column_do_not_depend_on_company(kind, tmp_path):
+    torch.manual_seed(17)
+    if kind == "text":
+        config = transformers.BertConfig(
+            vocab_size=len(models.vocabulary("bert")),
+            hidden_size=48,
+            num_attention_heads=3,
+            num_hidden_layers=2,
+            intermediate_size=1,
+        )
+        transformers.BertModel(config).save_pretrained(tmp_path)
+        models.tokenizer_of("bert").save_pretrained(tmp_path)
+        encoder, X = TextEncoder(str(tmp_path)), random_texts([*range(3, 24)] * 4)
+    else:
+        layers = nn.Linear(2, 1), nn.Tanh(), nn.Linear(1, 2)
+        encoder = ArrayEncoder(nn.Sequential(*layers))
+        X = np.random.RandomState(17).randn(450, 2)
+    clf = AdapterClassifier(encoder, adapter=None).fit(X, np.arange(len(X)) % 2)
+    network = clf._network.live
+    items = network.prepare(X)
+    clear_cache()
+    together = network.frozen_features(items)
+    clear_cache()
+    network.frozen_features(items[::3])
+    np.testing.assert_array_equal(network.frozen_features(items), together)
+
+
 class Whitening(nn.Module):
     """Multiplies embeddings with a matrix that is no parameter."""
 

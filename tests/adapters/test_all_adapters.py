@@ -127,7 +127,7 @@ def fit(network, n_epochs=3, learning_rate=None):
     )
     rows = Rows(items_of(network), CLASSES, np.ones(len(CLASSES)))
     history = History()
-    train(network, rows, Contrastive(0.5), settings, RandomState(0), history)
+    train(network.live, rows, Contrastive(0.5), settings, RandomState(0), history)
     return history
 
 
@@ -190,7 +190,7 @@ def trained(encoder, method):
         )
     losses = fit(network, n_epochs=8).losses
     digests = [before, digest(shared)]
-    frozen_features = frozen.features(items)
+    frozen_features = frozen.live.features(items)
     return Trained(network, frozen_features, features, start, digests, losses, reached)
 
 
@@ -207,7 +207,7 @@ def test_training_changes_features_and_leaves_frozen_bits(trained):
     assert not addresses & {t.data_ptr() for t in network.live.trainable().values()}
     items = items_of(network)
     assert np.abs(network.live.features(items) - trained.fresh).max() > ROUNDING
-    again = build(network.encoder, None).features(items)
+    again = build(network.encoder, None).live.features(items)
     np.testing.assert_array_equal(again, trained.frozen)
 
 
@@ -345,7 +345,7 @@ def test_layers_choose_the_blocks_that_are_trained(encoder, method, layers):
     expected = {1, 2} if layers == 2 else {0}
     assert {int(name.removeprefix(path).split(".")[0]) for name in names} == expected
     items = items_of(network)
-    before = build(encoder, None).features(items)
+    before = build(encoder, None).live.features(items)
     fit(network, n_epochs=3)
     assert np.abs(network.live.features(items) - before).max() > 1e-6
 

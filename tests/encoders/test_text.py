@@ -572,9 +572,14 @@ def test_tokenizer_that_tells_types_in_a_single_text_is_refused(plain_folder):
         AdapterClassifier(model).fit(models.TEXTS, LABELS)
 
 
-def test_model_that_is_no_encoder_of_tokens(plain_folder):
+def of_other_lengths(**batch):
+    raise RuntimeError("The size of tensor a (4) must match the size of tensor b (8)")
+
+
+@pytest.mark.parametrize("forward", [lambda **batch: None, of_other_lengths])
+def test_model_that_is_no_encoder_of_tokens(plain_folder, forward):
     model = models.with_pooling(plain_folder())
-    model[0].auto_model.forward = lambda **batch: None
+    model[0].auto_model.forward = forward
     with pytest.raises(ValueError, match="cannot be run as a text encoder"):
         AdapterClassifier(model).fit(models.TEXTS, LABELS)
 
