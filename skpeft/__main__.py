@@ -164,8 +164,8 @@ def _add_data(parser):
         "--label",
         action="append",
         metavar="COLUMN",
-        help="column of classes to predict; given several times, each holds 0 or 1 and says "
-        "whether a row has that label",
+        help="column of classes to predict; given several times, each holds 0 or 1, or True or "
+        "False, and says whether a row has that label",
     )
     goal.add_argument(
         "--target",

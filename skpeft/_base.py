@@ -101,7 +101,7 @@ class BaseAdapterEstimator(
         ----------
         X : sequence of str, Series, frame or array-like of shape (n_samples, n_features)
             Texts, pairs of texts in two columns, or rows of numbers, as the encoder
-            reads them.
+            reads them: of plain Python, numpy, pandas, polars or pyarrow.
         y : array-like of shape (n_samples,) or (n_samples, n_outputs)
             Targets. With several columns a label indicator matrix of 0 and 1 for a
             classifier, several numbers a row for a regressor.
@@ -195,9 +195,7 @@ class BaseAdapterEstimator(
         device, trained = self._network.live.device, self.n_trainable_params_
         types = resolve_precision(self.precision, device)
         total = trained + self.n_frozen_params_
-        # Of a warm start each fit has compared its own epochs only.
-        scores = [] if self.warm_start else self.validation_scores_
-        best = np.argmax(scores) + 1 if scores else 0
+        best = np.argmax(self.validation_scores_) + 1 if self.validation_scores_ else 0
         parts = [
             f"{trained:,} of {total:,} parameters trained ({trained / total:.2%})",
             f"{self.n_epochs_} epochs" + (f", the best {best}" if best else ""),
@@ -273,11 +271,13 @@ class BaseAdapterEstimator(
                 sample_weight, samples, dtype=np.float64, ensure_non_negative=True
             )
         except (TypeError, ValueError) as error:
-            if not str(error).startswith(("could not convert", "setting an array")):
+            starts = "could not convert", "setting an array", "float() argument"
+            if not str(error).startswith(starts):
                 raise
+            where = " Validation rows go by name: fit(X, y, X_val=..., y_val=...)."
             raise type(error)(
-                f"sample_weight, the third argument of fit, holds what is no number "
-                f"({error}). Validation rows go by name: fit(X, y, X_val=..., y_val=...)."
+                f"sample_weight holds what is no number ({error}). One number a row is "
+                f"expected.{where if reset else ''}"
             ) from error
         if not weights.any():
             raise ValueError(

@@ -91,10 +91,9 @@ class StateCache:
         then the next to come does it.
         """
         self._dropped.append(key)
+        # Not by `acquire`: an interrupt right after it would leave the lock shut.
         if not self._lock.locked():
-            with (
-                self._lock
-            ):  # and no `acquire`, after which an interrupt would leave it shut
+            with self._lock:
                 self._sweep()
 
     @contextmanager

@@ -135,7 +135,7 @@ def _rows(X) -> list:
             f"expected. {remedy}."
         )
     if hasattr(X, "columns"):
-        names = list(map(str, X.columns)) if hasattr(X, "iloc") else []
+        names = [n for n in X.columns if n == n]  # NaN is the name of none
         if len(set(names)) < len(names):
             raise ValueError(
                 f"X has columns of the same name, {names}. Pass one column of texts, such "
@@ -153,9 +153,8 @@ def _rows(X) -> list:
             )
         if isinstance(X, np.ndarray):
             return X.tolist()
-    return (
-        X.to_pylist() if hasattr(X, "to_pylist") else list(X)
-    )  # the former of pyarrow
+    is_arrow = hasattr(X, "to_pylist")
+    return X.to_pylist() if is_arrow else list(X)
 
 
 def _no_text(X) -> str:

@@ -83,7 +83,7 @@ def what_is_there_kept(plan: Plan, history: History) -> Iterator[SimpleNamespace
     try:
         yield training
     except KeyboardInterrupt:
-        if not (plan.keeps_interrupted and history.losses):
+        if not plan.keeps_interrupted or not (history.losses or plan.past.losses):
             raise
         training.interrupted = True
         warn(

@@ -325,7 +325,8 @@ def _settings(
         tol=estimator.tol,
         verbose=estimator.verbose,
         callback=estimator.callback,
-        tells=not network.adapter.trains_encoder,  # of that some weights are for other uses
+        # Of an encoder some weights may be for other uses and get no gradients.
+        tells=not network.adapter.trains_encoder,
     )
 
 

@@ -103,7 +103,7 @@ def updates_of(network: LiveNetwork) -> dict[str, LoRALinear] | None:
         if type(part) is not LoRALinear or unwrapped(part) is not part.base:
             return None
         found[name] = part
-    own = {id(tensor) for part in found.values() for tensor in part.parameters()}
+    own = {id(tensor) for part in found.values() for tensor in part.own_tensors()}
     return found if own >= set(map(id, network.trainable().values())) else None
 
 

@@ -356,9 +356,9 @@ class AdapterClassifier(ClassifierMixin, BaseAdapterEstimator):
             found = compute_class_weight(self.class_weight, classes=classes, y=y)
         except ValueError as error:
             raise ValueError(
-                f"class_weight={self.class_weight!r} was given ({error}). Expected are labels "
-                f"in y, such as {classes.tolist()[:10]}. Inside VotingClassifier and "
-                "StackingClassifier these are the numbers of the classes."
+                f"class_weight={self.class_weight!r} was given ({error}). A number for each "
+                f"label is expected, of which y has {classes.tolist()[:10]}. Inside "
+                "VotingClassifier and StackingClassifier these are the numbers of the classes."
             ) from error
         if not (np.isfinite(found).all() and found.min() >= 0 < found.max()):
             raise ValueError(

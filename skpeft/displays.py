@@ -114,8 +114,8 @@ class TrainingDisplay:
         -------
         TrainingDisplay
             The display, drawn. Its best epoch is the first with the highest validation
-            score; with early stopping that epoch's state was kept. None with
-            ``warm_start=True``, where each fit compares its own epochs only.
+            score; with early stopping that epoch's state was kept, but for a warm start,
+            where each fit compares its own epochs only.
 
         Raises
         ------
@@ -137,8 +137,7 @@ class TrainingDisplay:
                 "show. Pass an estimator with an adapter that is trained."
             )
         scores = list(getattr(estimator, "validation_scores_", None) or [])
-        compared = scores and not estimator.warm_start
-        best = int(np.argmax(scores)) + 1 if compared else None
+        best = int(np.argmax(scores)) + 1 if scores else None
         display = cls(losses=losses, validation_scores=scores or None, best_epoch=best)
         return display.plot(ax, line_kw=line_kw)
 

@@ -204,16 +204,21 @@ def weight_argument(head) -> str:
     ValueError
         If it takes none.
     """
-    last = head.steps[-1][1] if isinstance(head, Pipeline) else head
-    last = last.estimator if isinstance(last, BaseSearchCV) else last
+    last, steps = head, []
+    while isinstance(last, Pipeline | BaseSearchCV):
+        if isinstance(last, Pipeline):
+            steps.append(last.steps[-1][0])
+            last = last.steps[-1][1]
+        else:
+            last = last.estimator
     if not has_fit_parameter(last, "sample_weight"):
         raise ValueError(
             f"sample_weight or class_weight was given, but head={head!r} takes no "
             "sample_weight in fit. Use a head that does, or leave the weights out."
         )
-    # Of a pipeline the steps ask for weights themselves, where scikit-learn routes them.
-    is_led = isinstance(head, Pipeline) and not get_config()["enable_metadata_routing"]
-    return f"{head.steps[-1][0]}__sample_weight" if is_led else "sample_weight"
+    if get_config()["enable_metadata_routing"]:
+        return "sample_weight"  # for which the steps of a pipeline ask themselves
+    return "__".join([*steps, "sample_weight"])
 
 
 def fit_head(

@@ -1,5 +1,6 @@
 """The regressor."""
 
+import re
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -207,19 +208,20 @@ class AdapterRegressor(RegressorMixin, BaseAdapterEstimator):
         self.precision = precision
 
     def _check_y(self, y):
-        if getattr(getattr(y, "dtype", None), "kind", None) in ("M", "m"):
-            raise ValueError(
-                f"y is of type {y.dtype}; AdapterRegressor learns numbers. Turn times into "
-                "numbers first, such as days: (y - y.min()).dt.days of a Series."
-            )
         if n_columns(y) == 1:
             y = column_or_1d(y, warn=True)
+        kind = getattr(y, "dtype", None)
+        if getattr(kind, "kind", None) in ("M", "m"):
+            raise ValueError(
+                f"y is of type {kind}; AdapterRegressor learns numbers. Turn times into "
+                "numbers first, such as days: (y - y.min()).dt.days of a Series."
+            )
         try:
             return check_array(
                 y, ensure_2d=False, dtype=np.float64, order="C", input_name="y"
             )
-        except ValueError as error:
-            if "could not convert" not in str(error):
+        except (TypeError, ValueError) as error:
+            if not re.search(r"could not convert|float\(\) argument", str(error)):
                 raise
             raise ValueError(
                 f"y holds what is no number ({error}); AdapterRegressor learns numbers. For "

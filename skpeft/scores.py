@@ -270,7 +270,12 @@ class AdapterScores(TransformerMixin, BaseEstimator):
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()
         tags.target_tags.required = True
-        tags.input_tags = get_tags(self.estimator).input_tags
+        inner = self.estimator
+        if hasattr(inner, "__sklearn_tags__") and not isinstance(inner, type):
+            tags.input_tags = get_tags(inner).input_tags
+        tags.input_tags.string = (
+            True  # which a pipeline does not tell of its first step
+        )
         return tags
 
 

@@ -17,7 +17,13 @@ from sklearn.utils.parallel import Parallel, delayed
 from sklearn.utils.validation import indexable
 
 from skpeft._data import split_by
-from skpeft._validation import Integral, check_sample_weight, given_weights, warn
+from skpeft._validation import (
+    Integral,
+    Real,
+    check_sample_weight,
+    given_weights,
+    warn,
+)
 from skpeft.classifier import AdapterClassifier
 from skpeft.regressor import AdapterRegressor
 
@@ -424,13 +430,16 @@ def _moments(values):
         return means, np.sqrt(squares.sum(axis=1) / n_known)
 
 
+def _is_number(value):
+    return isinstance(value, Integral | Real) and not isinstance(value, bool)
+
+
 def _results(candidates, scores, seconds, failed):
     """Scores and seconds in the form of `cv_results_`; NaN where there is none."""
     results = {"params": candidates}
     for name in _CHOSEN:
         values = [params[name] for params in candidates]
-        kinds = set(map(type, values))
-        dtype = kinds.pop() if kinds in ({int}, {float}) else object
+        dtype = np.result_type(*values) if all(map(_is_number, values)) else object
         results[f"param_{name}"] = np.ma.empty(len(values), dtype)
         for i, value in enumerate(values):  # of which one may be a list
             results[f"param_{name}"][i] = value

@@ -547,6 +547,20 @@ def test_interrupt_before_the_end_of_an_epoch_ends_the_fit(monkeypatch):
     assert not hasattr(clf, "classes_")
 
 
+def test_interrupt_in_the_first_epoch_of_a_warm_start_keeps_what_there_was(monkeypatch):
+    clf = fitted(warm_start=True, shrinkage=0.0)
+    expected, n_epochs = clf.transform(TEXTS), clf.n_epochs_
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("skpeft._training.update", interrupted)
+    with pytest.warns(UserWarning, match="interrupted after 0 of"):
+        clf.fit(TEXTS, LABELS)
+    assert clf.n_epochs_ == n_epochs
+    np.testing.assert_array_equal(clf.transform(TEXTS), expected)
+
+
 def test_interrupt_in_callback_with_x_val_keeps_the_best_state():
     clf = make(
         shrinkage=0.0,
@@ -1395,13 +1409,23 @@ def test_head_that_cannot_predict_is_refused(head):
 
 @pytest.mark.parametrize("wrong", [LABELS, (TEXTS, LABELS)], ids=["y_val", "both"])
 def test_validation_rows_in_the_place_of_weights_are_refused(wrong):
-    with pytest.raises(
-        ValueError, match=r"third argument of fit.*X_val=\.\.\., y_val="
-    ):
+    message = (
+        r"sample_weight holds what is no number.*go by name: .* X_val=\.\.\., y_val="
+    )
+    with pytest.raises(ValueError, match=message):
         make().fit(TEXTS, LABELS, wrong)
+
+
+def test_weights_of_validation_rows_that_are_no_numbers_are_refused_by_name():
+    validation = {"X_val": TEXTS, "y_val": LABELS, "sample_weight_val": LABELS}
+    with pytest.raises(
+        ValueError, match="In the validation rows: sample_weight"
+    ) as found:
+        make().fit(TEXTS, LABELS, **validation)
+    assert "go by name" not in str(found.value)
 
 
 def test_weights_of_other_classes_are_refused_with_those_that_there_are():
     clf = make(class_weight={"good": 2.0, "other": 1.0})
-    with pytest.raises(ValueError, match=r"class_weight=.*labels in y, such as \["):
+    with pytest.raises(ValueError, match=r"class_weight=.*of which y has \["):
         clf.fit(TEXTS, LABELS)

@@ -699,11 +699,13 @@ def test_n_jobs_none_follows_a_context_of_joblib():
 
 
 @pytest.mark.parametrize(
-    ("ranks", "kind"), [([2, 4], "i"), ([None, 2], "O")], ids=["numbers", "mixed"]
+    ("ranks", "kind"),
+    [([2, 4], "i"), (np.array([2, 4]), "i"), ([None, 2], "O")],
+    ids=["numbers", "array", "mixed"],
 )
 def test_columns_of_parameters_have_the_types_of_grid_search(ranks, kind):
     cv = AdapterClassifierCV(**OWN, ranks=ranks, cv=2, eliminate=False)
-    search = GridSearchCV(AdapterClassifier(**OWN), {"rank": ranks}, cv=2)
+    search = GridSearchCV(AdapterClassifier(**OWN), {"rank": list(ranks)}, cv=2)
     columns = [
         model.fit(TEXTS, LABELS).cv_results_["param_rank"] for model in (cv, search)
     ]

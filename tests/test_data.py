@@ -189,6 +189,11 @@ def test_texts_of_a_wrong_kind_are_refused_with_a_way_out(X, message):
         check_texts(X)
 
 
+def test_columns_without_a_name_are_no_columns_of_one_name():
+    frame = pd.DataFrame([["a", "b"]], columns=[np.nan, np.nan])
+    assert check_texts(frame) == [("a", "b")]
+
+
 # Data ---------------------------------------------------------------------------------
 
 

@@ -11,6 +11,7 @@ from sklearn.pipeline import make_pipeline
 
 from skpeft import (
     AdapterClassifier,
+    AdapterClassifierCV,
     AdapterRegressor,
     EmbeddingDisplay,
     StrategyDisplay,
@@ -133,13 +134,19 @@ def test_scores_of_some_fits_alone_are_left_out_with_a_warning():
     assert shown.score_line_ is None
 
 
-def test_training_display_of_a_warm_start_names_no_best_epoch_of_two_fits(capfd):
-    model = AdapterClassifier("tiny", warm_start=True, max_epochs=2, random_state=0)
-    for labels in (LABELS, LABELS[::-1]):
-        model.set_params(verbose=1).fit(TEXTS, LABELS, X_val=TEXTS, y_val=labels)
-    assert len(model.validation_scores_) == 4
-    assert TrainingDisplay.from_estimator(model).best_epoch is None
-    assert "the best" not in capfd.readouterr().err
+def test_training_display_shows_the_last_fit_of_a_search():
+    search = AdapterClassifierCV(
+        "tiny",
+        ranks=[1],
+        cv=2,
+        max_epochs=2,
+        early_stopping=True,
+        validation_fraction=0.4,
+        random_state=0,
+    ).fit(TEXTS, LABELS)
+    shown = TrainingDisplay.from_estimator(search)
+    assert shown.validation_scores == search.validation_scores_
+    assert shown.best_epoch in (1, 2)
 
 
 def test_training_display_of_scores_without_a_best_epoch_marks_none():

@@ -226,6 +226,13 @@ def test_search_as_head_takes_the_weights_of_what_it_searches():
     np.testing.assert_allclose(
         clf.predict_proba(X), alone.predict_proba(clf.transform(X))
     )
+    pipe = make_pipeline(StandardScaler(), LogisticRegression(C=0.1))
+    head = make_pipeline(GridSearchCV(pipe, {"logisticregression__C": [0.1]}, cv=2))
+    clf.set_params(head=head).fit(X, y, weights)
+    alone = pipe.fit(clf.transform(X), y, logisticregression__sample_weight=weights)
+    np.testing.assert_allclose(
+        clf.predict_proba(X), alone.predict_proba(clf.transform(X))
+    )
     head = GridSearchCV(KNeighborsClassifier(1), {"p": [1]}, cv=2)
     with pytest.raises(ValueError, match="takes no sample_weight in fit"):
         clf.set_params(head=head).fit(X, y, weights)

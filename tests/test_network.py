@@ -93,9 +93,11 @@ def test_features_have_no_graph_and_forward_has_one():
 def test_features_in_float64_are_near_those_in_float32():
     single, double = (build(precision=p) for p in ("float32", "float64"))
     double.live.load_state({k: v.astype(np.float64) for k, v in single.state().items()})
-    found = double.features(double.prepare(TEXTS))
+    found = double.live.features(double.live.prepare(TEXTS))
     assert found.dtype == np.float64
-    np.testing.assert_allclose(single.features(single.prepare(TEXTS)), found, atol=1e-5)
+    np.testing.assert_allclose(
+        single.live.features(single.live.prepare(TEXTS)), found, atol=1e-5
+    )
 
 
 def test_network_counts_frozen_and_trainable_tensors():

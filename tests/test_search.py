@@ -19,6 +19,7 @@ from sklearn.multioutput import MultiOutputClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer, StandardScaler
 from sklearn.svm import LinearSVC
+from sklearn.utils import get_tags
 
 from skpeft import AdapterClassifier, AdapterRegressor, AdapterScores
 from skpeft.adapters import LoRA
@@ -249,6 +250,7 @@ def test_scores_tell_the_features_of_their_estimator():
     frame = pd.DataFrame({"body": TEXTS[:12]})
     scores = AdapterScores(classifier(), cv=2)
     assert not hasattr(scores, "n_features_in_")
+    assert get_tags(AdapterScores(None)).input_tags.string  # refused in fit alone
     scores.fit(frame, list("ab") * 6)
     assert scores.n_features_in_ == 1
     assert scores.feature_names_in_.tolist() == ["body"]

@@ -950,7 +950,18 @@ def test_labels_that_are_the_same_in_all_rows_are_named():
     np.testing.assert_array_equal(clf.predict(texts)[:, [0, 2]], [[0, 1]] * 6)
 
 
-def test_dates_as_numbers_are_refused():
-    y = pd.Series(pd.date_range("2026-01-01", periods=4))
-    with pytest.raises(ValueError, match=r"datetime64.*Turn times into numbers"):
+DATES = pd.date_range("2026-01-01", periods=4)
+
+
+@pytest.mark.parametrize(
+    ("y", "message"),
+    [
+        (pd.Series(DATES), "datetime64.*Turn times into numbers"),
+        (pd.DataFrame({"day": DATES}), "datetime64.*Turn times into numbers"),
+        (DATES.to_list(), "y holds what is no number"),
+    ],
+    ids=["series", "frame", "list"],
+)
+def test_dates_as_numbers_are_refused(y, message):
+    with pytest.raises(ValueError, match=message):
         AdapterRegressor("tiny").fit(["a", "b", "c", "d"], y)

@@ -1,6 +1,7 @@
 """Loaded text encoders: the weights, and what reads texts and pools their tokens."""
 
 import copy
+import re
 import threading
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
@@ -40,6 +41,9 @@ _PROBES = (
 _TEXTS_AT_ONCE = 64
 # Share of texts of which the model may know less than half of the tokens without a warning.
 _FEW_LOST = 0.1
+# What a model raises that is no encoder of tokens, and what a device says of itself.
+_REFUSALS = (AttributeError, KeyError, RuntimeError, TypeError, ValueError)
+_OF_DEVICE = "allocate memory|out of memory|CUDA|cuDNN|CUBLAS|MPS"
 # Batches whose passes a GPU replays are padded to a multiple of so many tokens.
 _TOKENS_IN_STEP = 16
 # What may follow the transformer where a GPU replays a pass, as `_describe` gives it.
@@ -135,15 +139,9 @@ class Weights:
                 probe_features(run, batch).float().cpu().numpy()
                 for run in (module, of_its_own)
             )
-        except torch.OutOfMemoryError:
-            raise
-        except (
-            AttributeError,
-            KeyError,
-            RuntimeError,
-            TypeError,
-            ValueError,
-        ) as error:
+        except _REFUSALS as error:
+            if isinstance(error, RuntimeError) and re.search(_OF_DEVICE, str(error)):
+                raise
             raise ValueError(
                 "The given model cannot be run as a text encoder, from token ids to features "
                 f"of tokens that are pooled ({type(error).__name__}: {error}). Pass one that "

@@ -132,7 +132,8 @@ class Backbone:
         self.n_heads = n_heads
         self.n_calls = n_calls
         # A product with a single column takes other ways for other numbers of rows.
-        linear = (m for m in module.modules() if isinstance(m, nn.Linear))
+        parts = module.get_submodule(root).modules()
+        linear = (part for part in parts if isinstance(part, nn.Linear))
         rowwise = rowwise and all(m.out_features > 1 for m in linear)
         self.rowwise = rowwise
         # What has weights behind the encoder multiplies one row an item, not one a token.

@@ -405,7 +405,7 @@ def test_role_of_ones_own_may_have_any_name():
 
 def test_lora_without_roles_named_acts_on_all_linear_layers(plain_folder):
     encoder = TextEncoder(str(plain_folder("qwen3")))
-    names = network_of(LoRA(2, roles=None), encoder).trainable()
+    names = network_of(LoRA(2, roles=None), encoder).live.trainable()
     assert len(names) == 3 * 7 * 2
 
 

@@ -187,8 +187,8 @@ def test_texts_that_fit_have_the_bits_that_they_have_when_truncated(
         network_of(TextEncoder(folder, long_text=long_text))
         for long_text in ("truncate", "chunk")
     )
-    expected = cut.features(cut.prepare(models.TEXTS))
-    found = chunked.features(chunked.prepare(models.TEXTS))
+    expected = cut.live.features(cut.live.prepare(models.TEXTS))
+    found = chunked.live.features(chunked.live.prepare(models.TEXTS))
     np.testing.assert_array_equal(found, expected)
 
 
@@ -208,8 +208,8 @@ def test_pairs_compare_the_joined_embeddings_of_both_texts(plain_folder):
         for long_text in ("truncate", "chunk")
     )
     np.testing.assert_allclose(
-        chunked.features(chunked.prepare(models.PAIRS)),
-        cut.features(cut.prepare(models.PAIRS)),
+        chunked.live.features(chunked.live.prepare(models.PAIRS)),
+        cut.live.features(cut.live.prepare(models.PAIRS)),
         atol=1e-4,
     )
 

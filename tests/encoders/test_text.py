@@ -147,7 +147,7 @@ def test_texts_that_the_model_cannot_tell_apart_are_counted(plain_folder, pair):
     )
     assert len(messages) == (2 if pair == "bi" else 1)
     assert messages[0].startswith(
-        "Of 2 of 7 texts (29%) the encoder knows less than half"
+        "In 2 of 7 texts (29%) more than half of the tokens are unknown"
     )
 
 
@@ -581,6 +581,23 @@ def test_model_that_is_no_encoder_of_tokens(plain_folder, forward):
     model = models.with_pooling(plain_folder())
     model[0].auto_model.forward = forward
     with pytest.raises(ValueError, match="cannot be run as a text encoder"):
+        AdapterClassifier(model).fit(models.TEXTS, LABELS)
+
+
+@pytest.mark.parametrize(
+    "message",
+    ["DefaultCPUAllocator: can't allocate memory", "CUDA error: out of memory"],
+)
+def test_memory_that_runs_out_at_the_first_pass_is_not_the_models_fault(
+    plain_folder, message
+):
+    model = models.with_pooling(plain_folder())
+
+    def forward(**batch):
+        raise RuntimeError(message)
+
+    model[0].auto_model.forward = forward
+    with pytest.raises(MemoryError, match="batch_size"):
         AdapterClassifier(model).fit(models.TEXTS, LABELS)
 
 
