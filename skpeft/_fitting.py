@@ -13,7 +13,14 @@ import torch
 
 from skpeft._live import NotFiniteError
 from skpeft._planning import Plan
-from skpeft._shrinkage import HeldOut, Verdict, between, fit_half, judge, validate
+from skpeft._shrinkage import (
+    HeldOut,
+    Verdict,
+    between,
+    fit_half,
+    judge,
+    on_validation_rows,
+)
 from skpeft._training import History, Rows, train
 from skpeft._validation import warn
 from skpeft.heads import default_head, fit_head, in_units, logits, temper
@@ -119,7 +126,7 @@ def find_verdict(plan: Plan, n_epochs: int, trained: dict[str, np.ndarray]) -> V
     try:
         if plan.held_out:
             assert plan.validation is not None
-            evidence: HeldOut | None = validate(
+            evidence: HeldOut | None = on_validation_rows(
                 plan.network.live, trained, plan.training, plan.validation, outputs_of
             )
         else:

@@ -327,9 +327,8 @@ class LiveNetwork:
                 missing.setdefault(kind, []).append(key)
         for alike in missing.values():
             item = wanted[alike[0]]
-            n_tokens, n_rows = (
-                max(1, count(item)) for count in (backbone.length, backbone.shortest)
-            )
+            n_tokens = max(1, backbone.length(item))
+            n_rows = max(1, backbone.shortest(item))
             for rows in self.groups([n_tokens] * len(alike)):
                 some = [alike[row] for row in rows]
                 least = -(-least_tokens() // n_rows)

@@ -49,9 +49,8 @@ class Recording:
         place: tuple,
     ) -> None:
         self.inputs = [tensor.clone() for tensor in inputs]
-        self.forward_graph, self.backward_graph = (
-            torch.cuda.CUDAGraph() for _ in range(2)
-        )
+        self.forward_graph = torch.cuda.CUDAGraph()
+        self.backward_graph = torch.cuda.CUDAGraph()
         with _RECORDING, torch.cuda.device(self.inputs[0].device):
             with recording(self.forward_graph, *place):
                 features = run(self.inputs)

@@ -193,10 +193,8 @@ class SharedPass:
     def _is_right(self, some: Sequence[Item]) -> bool:
         """Whether each network's features come out."""
         n = len(self.networks)
-        rows, owners = (
-            np.repeat(np.arange(len(some)), n),
-            np.tile(np.arange(n), len(some)),
-        )
+        rows = np.repeat(np.arange(len(some)), n)
+        owners = np.tile(np.arange(n), len(some))
         try:
             found = torch.stack(self._pairs(some, rows, owners))
         except Exception:  # of a model that mixes up rows, or gives layers other shapes

@@ -128,7 +128,7 @@ def fit_half(
     return held_out((adapted[fitted], adapted[left]), *parts, outputs_of)
 
 
-def validate(
+def on_validation_rows(
     network: LiveNetwork,
     trained: State,
     training: Rows,

@@ -191,10 +191,8 @@ def layer_indices(layers: Layers, n_blocks: int) -> list[int]:
     if isinstance(layers, str):  # "auto"
         return list(range(n_blocks // 3, n_blocks))
     if isinstance(layers, int | np.integer):
-        indices, valid = (
-            list(range(n_blocks - int(layers), n_blocks)),
-            0 < layers <= n_blocks,
-        )
+        indices = list(range(n_blocks - int(layers), n_blocks))
+        valid = 0 < layers <= n_blocks
     else:
         indices = list(layers)
         valid = bool(indices) and all(

@@ -188,7 +188,9 @@ def train(
             ):
                 history.losses.append(loss)
                 if validation is not None:
-                    score = validate(network, linear, rows, validation, objective)
+                    score = validation_score(
+                        network, linear, rows, validation, objective
+                    )
                     history.scores.append(score)
                     best.update(score, network)
                 bar.update(1)
@@ -336,10 +338,9 @@ def mean_objective(
     The unit is that of all batches: a batch of light rows counts little.
     """
     outputs = features if linear is None else linear(features)
-    targets, weights = (
-        moved(torch.from_numpy(values), features.device, features.dtype)
-        for values in (batch.targets, batch.weights / unit)
-    )
+    device, dtype = features.device, features.dtype
+    targets = moved(torch.from_numpy(batch.targets), device, dtype)
+    weights = moved(torch.from_numpy(batch.weights / unit), device, dtype)
     value = objective.value(outputs, targets)
     if value.shape != weights.shape:
         raise ValueError(
@@ -359,7 +360,7 @@ def schedule(settings: Settings, n_steps: int) -> Iterator[float]:
         yield settings.learning_rate * min(up, down, 1.0)
 
 
-def validate(
+def validation_score(
     network: LiveNetwork,
     linear: Linear | None,
     rows: Rows,
@@ -379,10 +380,8 @@ def validate(
             mean = float(validation.weights.mean())
             return -float(mean_objective(held_out, linear, validation, objective, mean))
         features = torch.from_numpy(network.features(rows.items))
-        unit, weights = (
-            nn.functional.normalize(features),
-            torch.from_numpy(rows.weights).to(features),
-        )
+        unit = nn.functional.normalize(features)
+        weights = torch.from_numpy(rows.weights).to(features)
         targets = torch.from_numpy(rows.targets)
         several = targets.ndim == 2
         members = (

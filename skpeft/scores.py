@@ -273,9 +273,8 @@ class AdapterScores(TransformerMixin, BaseEstimator):
         inner = self.estimator
         if hasattr(inner, "__sklearn_tags__") and not isinstance(inner, type):
             tags.input_tags = get_tags(inner).input_tags
-        tags.input_tags.string = (
-            True  # which a pipeline does not tell of its first step
-        )
+        # Of texts too: a pipeline does not tell what its first step takes.
+        tags.input_tags.string = True
         return tags
 
 
