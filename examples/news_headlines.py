@@ -123,7 +123,8 @@ def drop_blank_and_repeated(texts, labels):
         if text and label:
             kept.setdefault(" ".join(text.casefold().split()), (text, label))
     if len(kept) < len(texts):
-        print(f"{len(texts) - len(kept)} blank or repeated texts were left out.")
+        n_left = len(texts) - len(kept)
+        print(f"{n_left} rows were left out: no text, no label, or a repeated text.")
     if not kept:
         stop("no row has both a text and a label")
     texts, labels = zip(*kept.values(), strict=True)

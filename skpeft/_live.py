@@ -39,8 +39,8 @@ _ROWS_IN_STEP = 8
 # Of how many windows features are asked for at once: many small tensors scatter the memory.
 _WINDOWS_AT_ONCE = 1024
 # A row of a matrix product may have other bits than in a larger one where there are fewer rows
-# than this, or than four for each thread. What is asked for with fewer tokens in all is neither
-# kept nor looked up.
+# than this, or than four for each thread. Batches of what is kept are filled up to it, and a
+# pass of fewer tokens in all does not go on from hidden states.
 _LEAST_TOKENS = 16
 # Where the features of the encoder alone are kept: behind all of it.
 _FEATURES = ("features",)
@@ -201,8 +201,6 @@ class LiveNetwork:
         with torch.enable_grad(), torch.autocast(device.type, enabled=False), place:
             yield
 
-    @torch.inference_mode(False)  # what is kept must do for training too
-    @torch.no_grad()
     def remember(self, items: Sequence[Item]) -> None:
         """Compute what training leaves as it is for all items at once, where it is kept.
 
@@ -221,7 +219,6 @@ class LiveNetwork:
                 return
 
     @torch.inference_mode(False)
-    @torch.no_grad()
     def _halves_for(self, items: Sequence[Item]) -> _prefix.Halves | None:
         """The frozen part and the rest, where they make up the whole.
 
@@ -299,7 +296,7 @@ class LiveNetwork:
         features = self.backbone.module(batch)
         return [[row] for row in features.to(self.dtype)]
 
-    @torch.inference_mode(False)
+    @torch.inference_mode(False)  # what is kept must do for training too
     @torch.no_grad()
     def kept(
         self,
@@ -309,9 +306,9 @@ class LiveNetwork:
     ) -> list[list[Tensor]]:
         """What frozen parts give for items, from the cache or computed.
 
-        It comes out the same whatever is asked for together: batches hold items of one
-        length, and tokens enough for products that do not depend on the number of rows; of
-        encoders whose rows do depend on it each item is a batch.
+        On a CPU it comes out the same whatever is asked for together: batches hold items of
+        one length, and tokens enough for products that do not depend on the number of rows;
+        of encoders whose rows do depend on it each item is a batch there.
         """
         backbone, place = self.backbone, self._place(where)
         keys = [(place, content(item)) for item in items]

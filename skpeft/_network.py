@@ -76,7 +76,6 @@ class AdapterNetwork:
         self._live: LiveNetwork | None = None
         self.fingerprint: str | None = None
         self.probe: np.ndarray | None = None
-        self.root = ""
         backbone = self.live.backbone
         warn_slow(self.live.device, self.live.autocast)
         self.fingerprint, self.probe = backbone.fingerprint, backbone.probe
@@ -232,7 +231,7 @@ class AdapterNetwork:
     def __getstate__(self) -> dict:
         state = self._state()
         about = {"format": FORMAT, "skpeft": skpeft.__version__}
-        # To be found undamaged.
+        # By the digest damage is noticed when it is read.
         return {**about, "digest": content(state["_stored"]), **state}
 
     def __setstate__(self, state: dict) -> None:
@@ -252,7 +251,7 @@ class AdapterNetwork:
         self._take(state)
 
     def _state(self) -> dict[str, Any]:
-        """What describes the network, and copies of its trained tensors."""
+        """What describes the network, and its trained tensors, which nobody may change."""
         state = self.__dict__.copy()
         del state["_lock"]
         live = state.pop("_live")

@@ -63,7 +63,7 @@ def test_own_csv_gives_table_and_model_that_predicts_elsewhere(tmp_path):
     saved = tmp_path / "model.joblib"
     code, out, err = on_csv(file, "--encoder", "tiny", "--splits", 2, "--save", saved)
     assert code == 0, err
-    assert "4 blank or repeated texts were left out." in out
+    assert "4 rows were left out: no text, no label, or a repeated text." in out
     assert "own.csv: 55 texts in 2 classes; 8 a class for training, 39 others" in out
     table = cells(out)
     assert list(table) == ["linear probe", "adapters", "full fine-tuning"]
