@@ -261,6 +261,12 @@ class BaseAdapterEstimator(
             )
         if sample_weight is None:
             return Data(samples, y, None)
+        weights = self._check_weights(sample_weight, samples, reset=reset)
+        return Data(samples, y, weights).take(np.flatnonzero(weights))
+
+    @staticmethod
+    def _check_weights(sample_weight, samples, *, reset):
+        """Weights of rows as float64, not all 0."""
         if isinstance(sample_weight, str | dict):
             raise ValueError(
                 f"sample_weight is {sample_weight!r:.80}; one number of at least 0 a row is "
@@ -274,17 +280,17 @@ class BaseAdapterEstimator(
             starts = "could not convert", "setting an array", "float() argument"
             if not str(error).startswith(starts):
                 raise
-            where = " Validation rows go by name: fit(X, y, X_val=..., y_val=...)."
+            hint = " Validation rows go by name: fit(X, y, X_val=..., y_val=...)."
             raise type(error)(
                 f"sample_weight holds what is no number ({error}). One number a row is "
-                f"expected.{where if reset else ''}"
+                f"expected.{hint if reset else ''}"
             ) from error
         if not weights.any():
             raise ValueError(
                 "All entries of sample_weight are 0, so no row is left to learn from. "
                 "Give at least one row a positive weight."
             )
-        return Data(samples, y, weights).take(np.flatnonzero(weights))
+        return weights
 
     def _check_validation(self, X_val, y_val, sample_weight_val, modality, y):
         from skpeft._data import check_same_columns

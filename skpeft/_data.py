@@ -135,7 +135,8 @@ def _rows(X) -> list:
             f"expected. {remedy}."
         )
     if hasattr(X, "columns"):
-        names = [n for n in X.columns if n == n]  # NaN is the name of none
+        # Of pandas, which alone has such; NaN is the name of none.
+        names = [n for n in X.columns if n == n] if hasattr(X, "iloc") else []
         if len(set(names)) < len(names):
             raise ValueError(
                 f"X has columns of the same name, {names}. Pass one column of texts, such "
@@ -153,8 +154,7 @@ def _rows(X) -> list:
             )
         if isinstance(X, np.ndarray):
             return X.tolist()
-    is_arrow = hasattr(X, "to_pylist")
-    return X.to_pylist() if is_arrow else list(X)
+    return X.to_pylist() if hasattr(X, "to_pylist") else list(X)
 
 
 def _no_text(X) -> str:

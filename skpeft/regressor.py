@@ -210,10 +210,10 @@ class AdapterRegressor(RegressorMixin, BaseAdapterEstimator):
     def _check_y(self, y):
         if n_columns(y) == 1:
             y = column_or_1d(y, warn=True)
-        kind = getattr(y, "dtype", None)
-        if getattr(kind, "kind", None) in ("M", "m"):
+        dtype = getattr(y, "dtype", None)
+        if getattr(dtype, "kind", None) in ("M", "m"):
             raise ValueError(
-                f"y is of type {kind}; AdapterRegressor learns numbers. Turn times into "
+                f"y is of type {dtype}; AdapterRegressor learns numbers. Turn times into "
                 "numbers first, such as days: (y - y.min()).dt.days of a Series."
             )
         try:

@@ -440,11 +440,9 @@ LORAS = [LoRA(4), LoRA(4, use_dora=True), LoRA(1, roles=None, rank_stabilized=Tr
 
 def unmerged(network, X):
     """Features by the layers that training uses."""
-    with (
-        network.live.dropout(None),
-        network.live.own_context(),
-    ):  # which keeps gradients
-        return network.live.forward(network.live.prepare(X)).detach().numpy()
+    live = network.live
+    with live.dropout(None), live.own_context():  # which keeps gradients
+        return live.forward(live.prepare(X)).detach().numpy()
 
 
 @pytest.mark.parametrize("adapter", LORAS, ids=str)

@@ -168,6 +168,9 @@ def test_check_texts_of_pyarrow_reads_values():
     rows = ["a", "b", "a"]
     for column in (pa.array(rows), pa.chunked_array([rows[:1], rows[1:]])):
         assert check_texts(column) == check_texts(column.dictionary_encode()) == rows
+    assert check_texts(pa.table({"text": rows})) == rows
+    pairs = [(text, text) for text in rows]
+    assert check_texts(pa.table({"one": rows, "two": rows})) == pairs
     with pytest.raises(ValueError, match=r"^X\[1\] is None"):
         check_texts(pa.array(["a", None]))
 
