@@ -333,7 +333,7 @@ def plan(args):
     peers = ["skpeft", "no_shrinkage", *args.peers]
     cases = {
         "fit": [
-            {"method": method, "n": n, "name": name, "epochs": None}
+            {"method": method, "n": n, "name": name, "epochs": args.epochs}
             for name in args.sets
             for n in args.rows
             for method in peers
@@ -400,6 +400,7 @@ def main():
     parser.add_argument("--sets", nargs="+", default=["trec6", "cuad_clauses"])
     parser.add_argument("--rows", nargs="+", type=int, default=[128, 1000])
     parser.add_argument("--peers", nargs="*", default=["peft_trainer"])
+    parser.add_argument("--epochs", type=int, help="a part of a fit; SetFit takes all")
     parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--out", type=Path, default=Path("cost.jsonl"))
