@@ -28,10 +28,15 @@ def resolve_device(device: str) -> torch.device:
                 f"{f' ({reason})' if named else ''}. Give 'auto', 'cpu', or a device that "
                 f"torch finds here{example}."
             ) from error
-        return found
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    elif torch.cuda.is_available():
+        found = torch.device("cuda")
+    else:
+        found = torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    if (
+        found.type == "cuda" and found.index is None
+    ):  # which one it is differs by thread
+        found = torch.device("cuda", torch.cuda.current_device())
+    return found
 
 
 def resolve_precision(

@@ -149,8 +149,8 @@ class LiveNetwork:
         with autocast, any_shape(self.device):
             yield
 
-    def replays(self) -> Replays | None:
-        """Recorded passes of a fit, where a GPU can replay them; None: it cannot."""
+    def replays(self) -> AbstractContextManager[Replays | None]:
+        """Inside, recorded passes of a fit, where a GPU can replay them; None: it cannot."""
         trained = list(self.trainable().values())
         able = (
             self.device.type == "cuda"
@@ -162,7 +162,7 @@ class LiveNetwork:
             # What `ready` makes is made outside of the pass.
             and not any(part.takes_weight(True) for part in self.reweighted)
         )
-        return Replays(trained, self._rounding) if able else None
+        return Replays(trained, self._rounding) if able else nullcontext()
 
     @contextmanager
     def ready(self) -> Iterator[None]:

@@ -18,8 +18,9 @@ _PASSES_BEFORE = 2
 _MAX_RECORDINGS = 32
 # One at a time: who begins a recording waits for the GPU, which would spoil another's.
 _RECORDING = threading.Lock()
-# One for each GPU: torch keeps memory for products on every stream that had some.
-_STREAMS: dict[torch.device, Any] = {}
+# Of each GPU those that no fit records on: with a graph goes the memory for products of its
+# stream, which other graphs of that stream use; and torch keeps some for every stream.
+_IDLE_STREAMS: dict[torch.device, list[Any]] = {}
 
 #: Maps tensors to features, with gradients for what is trained.
 Pass = Callable[[Sequence[Tensor]], Tensor]
@@ -74,6 +75,11 @@ class Recording:
         self.backward_graph.replay()
         return self.gradients
 
+    def reset(self) -> None:
+        """Let go of the kernels, also where something still holds the recording."""
+        self.forward_graph.reset()
+        self.backward_graph.reset()
+
 
 @contextmanager
 def recording(graph: Any, stream: Any, pool: Any) -> Iterator[None]:
@@ -108,7 +114,7 @@ class Replays:
     """Passes of one fit, each as it is or, of a shape seen before, from its recording.
 
     Where recording fails, or a recording gives something else than the pass it is of, none
-    is used any more.
+    is used any more. It is a context, as recordings and their stream are to be given back.
 
     Parameters
     ----------
@@ -126,6 +132,19 @@ class Replays:
         self._seen: Counter = Counter()
         self._recordings: dict[tuple, Recording] = {}
         self._place: tuple | None = None
+
+    def __enter__(self) -> "Replays":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for found in self._recordings.values():
+            found.reset()
+        self._recordings.clear()
+        if (
+            self._place is not None
+        ):  # only now: others record on the stream that is free
+            _IDLE_STREAMS[self.trained[0].device].append(self._place[0])
+            self._place = None
 
     def run(
         self, names: tuple[str, ...], run: Pass, inputs: Sequence[Tensor]
@@ -203,11 +222,11 @@ def _norm(tensors: Iterable[Tensor]) -> Tensor:
 
 
 def new_place(device: torch.device) -> tuple:
-    """Stream and memory for recordings."""
+    """Stream and memory for the recordings of one fit."""
     with _RECORDING:
-        if device not in _STREAMS:
-            _STREAMS[device] = torch.cuda.Stream(device)
-    return _STREAMS[device], torch.cuda.graph_pool_handle()
+        idle = _IDLE_STREAMS.setdefault(device, [])
+        stream = idle.pop() if idle else torch.cuda.Stream(device)
+    return stream, torch.cuda.graph_pool_handle()
 
 
 def has_room(device: torch.device) -> bool:
@@ -223,16 +242,20 @@ def settle(device: torch.device, place: tuple) -> None:
     """Put right what a recording that failed has left behind in torch.
 
     Its allocator goes on giving memory to that recording, and its own generator of random
-    numbers waits for the end of one: so another is made that cannot fail.
+    numbers waits for the end of one: so another is made that cannot fail. Torch 2.13.0
+    keeps the memory of the one that failed.
     """
+    stream, pool = place
+    names = "_cuda_endAllocateToPool", "_cuda_endAllocateCurrentStreamToPool"
     with suppress(Exception):  # where there is nothing left
-        torch._C._cuda_endAllocateToPool(device.index, place[1])
-        torch._C._cuda_releasePool(device.index, place[1])
-    place = new_place(device)
+        # The second before torch 2.8.
+        end = next(getattr(torch._C, name) for name in names if hasattr(torch._C, name))
+        end(device.index, pool)
+        torch._C._cuda_releasePool(device.index, pool)
     with (
         suppress(Exception),
         _RECORDING,
         torch.cuda.device(device),
-        recording(torch.cuda.CUDAGraph(), *place),
+        recording(torch.cuda.CUDAGraph(), stream, torch.cuda.graph_pool_handle()),
     ):
         torch.zeros(1, device=device)

@@ -15,6 +15,7 @@ from tqdm import tqdm
 from skpeft._data import balanced_batches, shuffled_batches
 from skpeft._device import moved
 from skpeft._live import LiveNetwork, NotFiniteError
+from skpeft._replays import Replays
 from skpeft._validation import warn
 from skpeft.encoders.base import Item
 from skpeft.heads import closed_form
@@ -182,9 +183,10 @@ def train(
             network.own_context(),
             progress(settings) as bar,
             network.dropout(generator),
+            network.replays() as replays,
         ):
             for loss in epochs(
-                network, linear, rows, objective, settings, random_state
+                network, linear, rows, objective, settings, random_state, replays
             ):
                 history.losses.append(loss)
                 if validation is not None:
@@ -216,6 +218,7 @@ def epochs(
     objective: Objective,
     settings: Settings,
     random_state: RandomState,
+    replays: Replays | None,
 ) -> Iterator[float]:
     """Run the epochs one by one, giving the mean loss of each."""
     trained = network.trainable()
@@ -229,7 +232,7 @@ def epochs(
     lengths = network.lengths(rows.items)
     n_batches = -(-len(rows.items) // settings.batch_size)
     rate = schedule(settings, n_batches * settings.max_epochs)
-    limit, unit, replays = 0.0, float(rows.weights.mean()), network.replays()
+    limit, unit = 0.0, float(rows.weights.mean())
     reached: set[str] = set()
     for epoch in range(settings.max_epochs):
         losses: list[Tensor] = []

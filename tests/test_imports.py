@@ -26,12 +26,12 @@ ROOT = Path(skpeft.__file__).parent
 # From the bottom to the top; of two names in one set neither sees the other.
 LAYERS = [
     {"_validation", "_files", "_cache", "_callbacks"},
-    {"_cloning"},
+    {"_cloning", "_device"},
     {"objectives", "heads"},
     {"encoders"},
     {"adapters"},  # of encoders, only the names of layers: PEFT speaks in these
     {"_data", "_prefix"},
-    {"_device", "_replays", "_sites"},
+    {"_replays", "_sites"},
     {"_live"},
     {"_network"},
     {"_training", "_export", "_shared"},

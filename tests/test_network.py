@@ -356,7 +356,9 @@ def test_adapter_with_two_roles_on_one_layer_is_refused():
 def test_device_auto_is_the_accelerator_that_torch_finds(library, monkeypatch):
     for name, module in (("cuda", torch.cuda), ("mps", torch.backends.mps)):
         monkeypatch.setattr(module, "is_available", lambda name=name: name == library)
-    assert resolve_device("auto") == torch.device(library)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    found = {"cuda": torch.device("cuda", 1), "mps": torch.device("mps")}
+    assert resolve_device("auto") == found[library]
 
 
 class Nowhere(LoRA):

@@ -25,10 +25,14 @@ OWN = {"objective": "cross_entropy", "batch_size": 7, "max_epochs": 5}
 OWN |= {"precision": "float64", "shrinkage": 0.0, "random_state": 0}
 
 
+STREAM = object()
+
+
 class Again:
     """Stands for a recording: computes the pass anew, from inputs of its own."""
 
     replayed = 0
+    gone = 0
 
     def __init__(self, run, inputs, trained, place):
         self.run, self.trained = run, trained
@@ -48,6 +52,11 @@ class Again:
         )
         del self.features  # a recording holds no graph
         return found
+
+    def reset(self):
+        # Where others record on a stream, no graph of it may go.
+        assert not any(_replays._IDLE_STREAMS.values())
+        type(self).gone += 1
 
 
 class Own(LoRA):
@@ -84,7 +93,8 @@ class Fails(Again):
 @pytest.fixture
 def no_gpu(monkeypatch):
     """Leave out what needs one."""
-    monkeypatch.setattr(_replays, "new_place", lambda device: ())
+    monkeypatch.setattr(_replays, "new_place", lambda device: (STREAM, None))
+    monkeypatch.setattr(_replays, "_IDLE_STREAMS", {torch.device("cpu"): []})
     monkeypatch.setattr(_replays, "has_room", lambda device: True)
     monkeypatch.setattr(_replays, "settle", lambda device, place: None)
 
@@ -94,7 +104,7 @@ def replay_by(no_gpu, monkeypatch):
     """Let fits replay passes, by recordings of a kind."""
 
     def replay_by(kind):
-        kind.replayed, made = 0, []
+        kind.replayed, kind.gone, made = 0, 0, []
 
         def replays(self):
             trained = list(self.trainable().values())
@@ -172,8 +182,8 @@ def test_more_shapes_than_fit_go_as_they_are(replay_by, monkeypatch):
     monkeypatch.setattr(_replays, "_MAX_RECORDINGS", 1)
     made = replay_by(Again)
     assert_same(fitted(**own), expected)
-    assert [len(replays._recordings) for replays in made] == [1]
-    assert made[0].able
+    assert Again.gone == 1
+    assert [replays.able for replays in made] == [True]
 
 
 @pytest.mark.parametrize("where", ["TOKENS_KEPT", "_GROUPS"])
@@ -202,7 +212,7 @@ def test_nothing_is_replayed_after_an_error_or_interrupt(error, no_gpu, monkeypa
         except KeyboardInterrupt:
             ended += 1
     assert not replays.able
-    assert settled == [(weight.device, ())]
+    assert settled == [(weight.device, (STREAM, None))]
     assert ended == (error is KeyboardInterrupt)
 
 
@@ -264,12 +274,14 @@ def test_what_is_known_is_replayed_on_a_gpu(
         given["encoder"] = TextEncoder(folder, pooling=pooling)
     samples = NUMBERS if isinstance(given["encoder"], ArrayEncoder) else TEXTS
     network = fitted(samples, **given)._network
-    assert network.live.replays() is None  # on a CPU nothing is
+    with network.live.replays() as replays:
+        assert replays is None  # on a CPU nothing is
     monkeypatch.setattr(network.live, "device", torch.device("cuda"))
     # Older versions of transformers ask the GPU whether a mask hides anything.
     knows = hasattr(import_utils, "is_cuda_stream_capturing")
     knows = knows or given["encoder"] == "tiny"
-    assert (network.live.replays() is not None) == (replayed and knows)
+    with network.live.replays() as replays:
+        assert (replays is not None) == (replayed and knows)
 
 
 @pytest.mark.parametrize("objective", sorted(OBJECTIVES))
@@ -305,6 +317,27 @@ def test_no_graph_of_another_pass_is_there_while_one_is_recorded(
     kind("tiny", **OWN | {"objective": objective}).fit(TEXTS, y)
     assert stale
     assert not any(stale)
+
+
+@pytest.mark.parametrize("error", [None, KeyboardInterrupt, ValueError])
+def test_stream_is_given_back_when_no_recording_is_left(error, replay_by):
+    """However the fit ends."""
+    made = replay_by(Again)
+
+    def callback(record):
+        if error is not None and record["epoch"] == 4:
+            raise error
+
+    clf = AdapterClassifier("tiny", **OWN, callback=callback)
+    if error is ValueError:
+        with pytest.raises(ValueError):
+            clf.fit(TEXTS, LABELS)
+    else:
+        clf.fit(TEXTS, LABELS)
+    assert [replays._place for replays in made] == [None]
+    assert Again.gone > 1
+    (idle,) = _replays._IDLE_STREAMS.values()
+    assert idle == [STREAM]
 
 
 def test_fit_leaves_no_gradients():

@@ -35,7 +35,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import joblib
@@ -119,8 +119,8 @@ def step(args, n, replayed):
     network, seconds = clf.fit(X, y)._network.live, []
     items = sorted(network.prepare(X), key=network.backbone.length)[-n - 50 : -50]
     optimizer = torch.optim.AdamW(network.trainable().values(), fused=True)
-    replays = network.replays() if replayed else None
-    with network.own_context():
+    recorded = network.replays() if replayed else nullcontext()
+    with network.own_context(), recorded as replays:
         for _ in range(35):
             start = time.perf_counter()
             optimizer.zero_grad()

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from skpeft._device import moved
 from skpeft._validation import warn
 from skpeft.encoders._families import FAMILIES, ROWWISE, STEADY
 from skpeft.encoders.base import (
@@ -531,13 +532,12 @@ class TextBackbone(Backbone):
         if not self._chunks:
             return features
         texts = [windows for item in items for windows in item.values()]
-        parts = features.split([len(windows) for windows in texts])
-        means = []
-        for windows, part in zip(texts, parts, strict=True):
-            n_tokens = np.array([len(ids) for ids in windows])
-            weights = torch.from_numpy(n_tokens / n_tokens.sum()).to(part)
-            means.append((part * weights[:, None]).sum(dim=0))
-        embeddings = cast(TextModule, self.module).scale(torch.stack(means))
+        n_tokens = [np.array([len(ids) for ids in windows]) for windows in texts]
+        shares = torch.from_numpy(np.concatenate([n / n.sum() for n in n_tokens]))
+        shares = moved(shares, features.device, features.dtype)  # all at once
+        parts = (features * shares[:, None]).split([len(windows) for windows in texts])
+        means = torch.stack([part.sum(dim=0) for part in parts])
+        embeddings = cast(TextModule, self.module).scale(means)
         if len(texts) == len(items):
             return embeddings
         return compare(embeddings[::2], embeddings[1::2])
@@ -665,7 +665,8 @@ def _is_steady(config: Any, tail: Sequence[nn.Module]) -> bool:
     # Older versions ask the GPU whether a mask hides anything, also while it is recorded.
     knows = hasattr(import_utils, "is_cuda_stream_capturing")
     known = config.model_type in STEADY and all(_describe(p) in _STEADY for p in tail)
-    return knows and known
+    # Others, such as flash_attention_2, ask the GPU how long the texts are.
+    return knows and known and config._attn_implementation in ("sdpa", "eager")
 
 
 def _n_calls(config: Any) -> int | None:
