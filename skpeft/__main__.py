@@ -33,6 +33,10 @@ _EXAMPLES = """examples:
 Files are CSV in UTF-8 with a line of column names. Results come on stdout as CSV.
 """
 
+_HELP = {
+    "epilog": _EXAMPLES,
+    "formatter_class": argparse.RawDescriptionHelpFormatter,
+}
 _ERRORS = (OSError, ValueError, TypeError, RuntimeError, ImportError, MemoryError)
 
 
@@ -79,71 +83,79 @@ def _parser():
     parser = Parser(
         prog="python -m skpeft",
         description="Adapt a frozen text encoder to a column of texts.",
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        **_HELP,
     )
     parser.add_argument(
         "--version", action="version", version=f"skpeft {skpeft.__version__}"
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, run, add, text in (
+        ("fit", _fit, _add_fit, "fit a model, score it on held-out rows, and save it"),
+        (
+            "predict",
+            _predict,
+            _add_predict,
+            "write a table with a column of predictions",
+        ),
+        ("compare", _compare, _add_compare, "cross-validate ways to adapt the encoder"),
+        ("info", _info, _add_model, "tell what is known of a saved model"),
+    ):
+        command = commands.add_parser(name, help=text, description=text, **_HELP)
+        command.set_defaults(run=run)
+        add(command)
+    return parser
 
-    def command(run, text):
-        name = run.__name__.removeprefix("_")
-        added = commands.add_parser(
-            name,
-            help=text,
-            description=text,
-            epilog=_EXAMPLES,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
-        added.set_defaults(run=run)
-        return added
 
-    fit = command(_fit, "fit a model, score it on held-out rows, and save it")
-    _add_data(fit)
-    fit.add_argument(
+def _add_fit(parser):
+    _add_data(parser)
+    parser.add_argument(
         "-o",
         "--output",
         required=True,
         metavar="FOLDER",
         help="where the model is saved: a new folder, or a saved model to replace",
     )
-    fit.add_argument(
+    parser.add_argument(
         "--adapter",
         type=_adapter,
         default="auto",
         help='default "auto"; "none" for none',
     )
-    fit.add_argument(
+    parser.add_argument(
         "--rank", type=int, help="capacity of the adapter (default: its own)"
     )
-    fit.add_argument(
+    parser.add_argument(
         "--test-share",
         type=_share,
         default=0.2,
         metavar="SHARE",
         help="share of the rows that is held out and scored; 0 fits on all (default 0.2)",
     )
-    predict = command(_predict, "write a table with a column of predictions")
-    predict.add_argument("model", help="folder of a saved model")
-    predict.add_argument("file", help="CSV file")
-    _add_text(predict)
-    predict.add_argument(
+
+
+def _add_predict(parser):
+    _add_model(parser)
+    parser.add_argument("file", help="CSV file")
+    _add_text(parser)
+    parser.add_argument(
         "--proba", action="store_true", help="add a column of probabilities a class"
     )
-    compare = command(_compare, "cross-validate ways to adapt the encoder")
-    _add_data(compare)
-    compare.add_argument(
+
+
+def _add_compare(parser):
+    _add_data(parser)
+    parser.add_argument(
         "--adapter",
         type=_adapter,
         action="append",
         help='may be given several times; "none" is a linear model on the frozen encoder '
         "(default: none, auto, full)",
     )
-    compare.add_argument("--cv", type=_folds, default=5, help="folds (default 5)")
-    info = command(_info, "tell what is known of a saved model")
-    info.add_argument("model", help="folder of a saved model")
-    return parser
+    parser.add_argument("--cv", type=_folds, default=5, help="folds (default 5)")
+
+
+def _add_model(parser):
+    parser.add_argument("model", help="folder of a saved model")
 
 
 def _add_text(parser):
@@ -453,7 +465,7 @@ def _texts(columns, rows, args):
     """Texts, or pairs of texts."""
     if len(args.text) > 2:
         raise ValueError(
-            f"--text was given {len(args.text)} times; once or twice it may be"
+            f"--text was given {len(args.text)} times; it may be given once or twice"
         )
     if len(set(args.text)) < len(args.text):
         raise ValueError(f"--text names the column {args.text[0]!r} twice")

@@ -15,7 +15,7 @@ from sklearn.pipeline import Pipeline
 from sklearn.utils import get_tags
 from sklearn.utils.validation import check_consistent_length, check_is_fitted
 
-from skpeft._callbacks import CallbackSupportMixin, told_of_epochs
+from skpeft._callbacks import CallbackSupportMixin, fit_callbacks
 from skpeft._cloning import ByReference
 from skpeft._validation import (
     HasMethods,
@@ -44,8 +44,9 @@ class BaseAdapterEstimator(
     """Shared parts of the estimators. Heavy libraries are imported at the first fit."""
 
     _task: ClassVar[str]
-    # Whether an interrupt of the training ends it, and fit goes on with what there is. In
-    # clones, which searches and other meta-estimators fit, it is an interrupt of all they do.
+    # Whether Ctrl-C while adapters are trained stops the training alone: fit then keeps
+    # the best state so far. Clones, which searches and meta-estimators fit, raise it
+    # instead.
     _keeps_interrupted = True
     _shared_parameters = ("encoder", "callback")
     _parameter_constraints: ClassVar[dict] = {
@@ -136,40 +137,41 @@ class BaseAdapterEstimator(
         from skpeft import _fitting
 
         start = time.perf_counter()
-        validation, former = (X_val, y_val, sample_weight_val), dict(vars(self))
-        try:
-            with _fitting.memory_error_explained(self.batch_size):
-                plan, target = self._check_all(X, y, sample_weight, validation)
-        except Exception:  # refused: an earlier fit stays whole
-            self._forget()
-            vars(self).update(former)
-            raise
-        except BaseException:  # an interrupt: this fit was wanted, not the earlier one
-            self._forget()
-            raise
-        del former  # its network need not stay in memory beside the new one
         given = given_weights(sample_weight)
-        try:  # from here on, fit succeeds or leaves nothing
-            self._forget(*_OF_INPUT)
-            with (
-                _fitting.memory_error_explained(self.batch_size),
-                told_of_epochs(
+        with _fitting.memory_error_explained(self.batch_size):
+            plan, target = self._plan(
+                X, y, sample_weight, (X_val, y_val, sample_weight_val)
+            )
+            try:  # from here on, fit succeeds or leaves nothing
+                self._forget(*_OF_INPUT)
+                with fit_callbacks(
                     self,
                     plan.settings,
                     lambda: _fitting.snapshot(plan) | target.attributes,
                     X=X,
                     y=y,
                     metadata=given,
-                ) as settings,
-            ):
-                learned = _fitting.run(replace(plan, settings=settings))
-                vars(self).update(target.attributes | learned)
-        except BaseException:
-            self._forget()
-            raise
+                ) as settings:
+                    learned = _fitting.run(replace(plan, settings=settings))
+                    vars(self).update(target.attributes | learned)
+            except BaseException:
+                self._forget()
+                raise
         if self.verbose:
             sys.stderr.write(f"{self._summary(time.perf_counter() - start)}\n")
         return self
+
+    def _plan(self, X, y, sample_weight, validation):
+        """Plan of the fit and its target; if the input is refused, nothing has changed."""
+        former = dict(vars(self))
+        try:
+            return self._check_all(X, y, sample_weight, validation)
+        except BaseException as error:
+            self._forget()
+            # After an interrupt nothing is left: this fit was wanted, not the earlier one.
+            if isinstance(error, Exception):
+                vars(self).update(former)
+            raise
 
     def _check_all(self, X, y, sample_weight, validation):
         """Refuse what is wrong with parameters and data; give the plan of the fit."""
@@ -183,7 +185,7 @@ class BaseAdapterEstimator(
         pairs = encoder.modality == "text" and self.n_features_in_ == 2
         target = self._learn_target(data.y, getattr(y, "columns", None))
         objective = resolve_objective(self.objective, target.task, pairs=pairs)
-        data = self._with_hints(data, target)
+        data = self._with_label_texts(data, target)
         held_out = self._check_validation(*validation, encoder.modality, y)
         plan = make_plan(self, encoder, objective, data, target, held_out)
         return plan, target
@@ -195,7 +197,8 @@ class BaseAdapterEstimator(
         device, trained = self._network.live.device, self.n_trainable_params_
         types = resolve_precision(self.precision, device)
         total = trained + self.n_frozen_params_
-        best = np.argmax(self.validation_scores_) + 1 if self.validation_scores_ else 0
+        scores = self.validation_scores_  # after warm starts, perhaps not of all epochs
+        best = np.argmax(scores) + 1 if len(scores) == self.n_epochs_ > 0 else 0
         parts = [
             f"{trained:,} of {total:,} parameters trained ({trained / total:.2%})",
             f"{self.n_epochs_} epochs" + (f", the best {best}" if best else ""),
@@ -225,26 +228,7 @@ class BaseAdapterEstimator(
                 "Call fit(X, y) with one target a row."
             )
         samples = check_samples(self, X, modality, reset=reset)
-        if isinstance(y, str):
-            raise ValueError(
-                f"y is {y!r:.80}, a single str; one target a row is expected. Pass the "
-                "column, such as frame['label'], and not its name."
-            )
-        for name, values in (("y", y), ("sample_weight", sample_weight)):
-            if isinstance(values, np.ma.MaskedArray) and np.ma.is_masked(values):
-                raise ValueError(
-                    f"{name} is a masked array of which some entries are hidden. Drop "
-                    "those rows, or fill them."
-                )
-        try:
-            y = self._check_y(y)
-        except ValueError as error:
-            if not str(error).startswith(("Input y contains", "Input contains")):
-                raise
-            raise ValueError(
-                f"{str(error).rstrip('.')}. Every row needs a target that is there and "
-                "finite: fill or drop the others."
-            ) from error
+        y = self._check_target(y)
         check_consistent_length(samples, y)
         if isinstance(samples[0], tuple) and y.tolist() in map(
             list, zip(*samples, strict=True)
@@ -264,9 +248,28 @@ class BaseAdapterEstimator(
         weights = self._check_weights(sample_weight, samples, reset=reset)
         return Data(samples, y, weights).take(np.flatnonzero(weights))
 
+    def _check_target(self, y):
+        """Targets as an array, without gaps."""
+        if isinstance(y, str):
+            raise ValueError(
+                f"y is {y!r:.80}, a single str; one target a row is expected. Pass the "
+                "column, such as frame['label'], and not its name."
+            )
+        _refuse_masked("y", y)
+        try:
+            return self._check_y(y)
+        except ValueError as error:
+            if not str(error).startswith(("Input y contains", "Input contains")):
+                raise
+            raise ValueError(
+                f"{str(error).rstrip('.')}. Every row needs a target that is there and "
+                "finite: fill or drop the others."
+            ) from error
+
     @staticmethod
     def _check_weights(sample_weight, samples, *, reset):
         """Weights of rows as float64, not all 0."""
+        _refuse_masked("sample_weight", sample_weight)
         if isinstance(sample_weight, str | dict):
             raise ValueError(
                 f"sample_weight is {sample_weight!r:.80}; one number of at least 0 a row is "
@@ -310,7 +313,7 @@ class BaseAdapterEstimator(
             kind = TypeError if isinstance(error, TypeError) else ValueError
             raise kind(f"In the validation rows: {error}") from error
 
-    def _with_hints(self, data, target):
+    def _with_label_texts(self, data, target):
         """Data with further rows at the end, which are learned from and never held out."""
         return data
 
@@ -634,3 +637,11 @@ class BaseAdapterEstimator(
 
             state["encoder"] = resolve_encoder(self.encoder)
         return state
+
+
+def _refuse_masked(name, values):
+    if isinstance(values, np.ma.MaskedArray) and np.ma.is_masked(values):
+        raise ValueError(
+            f"{name} is a masked array of which some entries are hidden. Drop those "
+            "rows, or fill them."
+        )

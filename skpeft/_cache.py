@@ -72,7 +72,7 @@ class StateCache:
             return key in self._entries
 
     def put(self, key: Sequence[Hashable], tensors: list[Any]) -> None:
-        """Keep tensors that nobody changes, in place of any that the key had."""
+        """Store tensors that nobody changes later, in place of any under the key."""
         with self._lock:
             self._sweep()
             self._forget(key)
@@ -85,10 +85,10 @@ class StateCache:
                 self._shrink()
 
     def drop(self, key: Sequence[Hashable]) -> None:
-        """Forget what nobody can ask for any more.
+        """Forget an entry that can no longer be asked for.
 
-        The garbage collector may call this anywhere, also where this thread holds the lock:
-        then the next to come does it.
+        The garbage collector may call this at any point, even while this thread holds
+        the lock; then the next call that takes the lock removes the entry.
         """
         self._dropped.append(key)
         # Not by `acquire`: an interrupt right after it would leave the lock shut.
@@ -98,7 +98,7 @@ class StateCache:
 
     @contextmanager
     def limited(self, n_bytes: int) -> Iterator[None]:
-        """Inside, keep no more than these bytes; of several threads the last to come says."""
+        """Inside, keep at most these bytes; the limit that was set last holds."""
         own = [n_bytes]  # an object of its own, whatever the number
         try:
             with self._lock:
@@ -166,8 +166,8 @@ def config_context(*, cache_bytes: int) -> Iterator[None]:
     Parameters
     ----------
     cache_bytes : int
-        Bytes at most; what is beyond is let go at once. 0 keeps nothing. Outside, the
-        limit is 256 MiB.
+        Largest number of bytes; what exceeds it is dropped at once. 0 keeps nothing.
+        Outside of such a block the limit is 256 MiB.
 
     Yields
     ------

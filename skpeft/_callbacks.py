@@ -10,14 +10,14 @@ try:
 except ImportError:
 
     class CallbackSupportMixin:  # type: ignore[no-redef]
-        """No `set_callbacks`, so nothing is ever told."""
+        """Stands in for scikit-learn's mixin; adds no `set_callbacks`."""
 
 
 class Epochs:
     """Tells callbacks of the epochs of a fit, as a callback of the training loop.
 
-    The loop speaks after an epoch, which is also where the next one begins. One that does
-    not come, because training stopped, is ended as a task without content.
+    The loop calls it at the end of an epoch; there the next epoch is begun at once. If
+    training stops, so that it never runs, `close` ends it as an empty task.
     """
 
     def __init__(self, context: Any, told: dict, settings: Any) -> None:
@@ -50,7 +50,7 @@ class Epochs:
 
 
 @contextmanager
-def told_of_epochs(
+def fit_callbacks(
     estimator: Any, settings: Any, snapshot: Callable[[], dict], **data: Any
 ) -> Iterator[Any]:
     """Tell the callbacks of an estimator how its fit goes on.

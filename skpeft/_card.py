@@ -45,19 +45,22 @@ def card(estimator: Any) -> str:
     network, kind = estimator._network, type(estimator).__name__
     model = getattr(network.encoder, "model", None)
     on_hub = isinstance(model, str) and not Path(model).exists()
-    trains_encoder = network.adapter is not None and network.adapter.trains_encoder
     is_shared = isinstance(network.adapter, SharedWithPeft)
     return _TEXT.format(
         metadata="\n".join(_metadata(estimator, model if on_hub else None)),
         kind=kind,
         encoder=f"`{model}`" if on_hub else f"a `{type(network.encoder).__name__}`",
         whole="The trained weights of the encoder are here, its other files are not."
-        if trains_encoder
+        if _trains_encoder(network)
         else "The encoder stays frozen and is not in this folder.",
         peft=_PEFT if is_shared and network.encoder.modality == "text" else "",
         settings=" ".join(repr(_shown(estimator)).split()),
         facts="\n".join(f"- {fact}" for fact in _facts(estimator)),
     )
+
+
+def _trains_encoder(network: Any) -> bool:
+    return network.adapter is not None and network.adapter.trains_encoder
 
 
 def _metadata(estimator: Any, base: str | None) -> list[str]:
@@ -71,7 +74,8 @@ def _metadata(estimator: Any, base: str | None) -> list[str]:
     if task is not None:
         lines.append(f"pipeline_tag: {task}")
     if base is not None:
-        lines += [f"base_model: {json.dumps(base)}", "base_model_relation: adapter"]
+        relation = "finetune" if _trains_encoder(network) else "adapter"
+        lines += [f"base_model: {json.dumps(base)}", f"base_model_relation: {relation}"]
     return [*lines, "tags:", *(f"- {json.dumps(tag)}" for tag in tags)]
 
 

@@ -20,13 +20,13 @@ _BATCHES_PER_POOL = 16
 class Data(NamedTuple):
     """Checked samples, targets as the user gave them, and weights where there are any.
 
-    The last `n_hints` rows are texts about labels, not rows of the user's.
+    The last `n_label_texts` rows are texts about labels, not rows of the user's.
     """
 
     samples: Sequence
     y: np.ndarray
     weights: np.ndarray | None
-    n_hints: int = 0
+    n_label_texts: int = 0
 
     def take(self, indices: np.ndarray) -> "Data":
         """The rows of these numbers."""
@@ -73,9 +73,9 @@ def check_samples(estimator, X, modality: str, *, reset: bool) -> Sequence:
 
 
 def _refuse_text(X) -> None:
-    if isinstance(X, str | bytes) or (
-        isinstance(X, list | tuple) and len(X) and isinstance(X[0], str)
-    ):
+    is_sequence = hasattr(X, "__len__") and getattr(X, "ndim", 1) == 1
+    first = next(iter(X), None) if is_sequence else None
+    if isinstance(X, str | bytes) or isinstance(first, str):
         raise ValueError(
             "X holds text, but the encoder of this estimator reads rows of numbers. "
             "Expected 2D array, got 1D text instead; for texts pass "
@@ -115,6 +115,32 @@ def check_texts(X) -> list:
 
 def _rows(X) -> list:
     """Samples as a list; those of a table as lists."""
+    _refuse_no_sequence(X)
+    if hasattr(X, "columns"):
+        # Of pandas, which alone has such; a missing name may come twice.
+        names = X.columns if hasattr(X, "iloc") else ()
+        names = [name for name in names if not _is_missing(name)]
+        if len(set(names)) < len(names):
+            raise ValueError(
+                f"X has columns of the same name, {names}. Pass one column of texts, such "
+                "as X.iloc[:, 0], or for pairs two of different names."
+            )
+        return np.asarray(X, dtype=object).tolist()
+    n_axes = np.ndim(X) if hasattr(X, "__array__") else 1
+    if isinstance(X, np.ndarray) and X.dtype.kind not in "OUT":
+        raise ValueError(_no_text(X))
+    if n_axes not in (1, 2):
+        raise ValueError(
+            f"X has {n_axes} dimensions; texts come as (n,), (n, 1) or, for pairs, "
+            "(n, 2). Reshape it."
+        )
+    if isinstance(X, np.ndarray):
+        return X.tolist()
+    return X.to_pylist() if hasattr(X, "to_pylist") else list(X)
+
+
+def _refuse_no_sequence(X) -> None:
+    """Raise a `TypeError` for what is not many samples in some order."""
     if isinstance(X, str | bytes | bytearray):
         raise TypeError(
             f"X is a single {type(X).__name__}; a sequence of texts is expected. For one "
@@ -134,27 +160,6 @@ def _rows(X) -> list:
             f"X is a {type(X).__name__}; a list, array, Series or frame of texts is "
             f"expected. {remedy}."
         )
-    if hasattr(X, "columns"):
-        # Of pandas, which alone has such; NaN is the name of none.
-        names = [n for n in X.columns if n == n] if hasattr(X, "iloc") else []
-        if len(set(names)) < len(names):
-            raise ValueError(
-                f"X has columns of the same name, {names}. Pass one column of texts, such "
-                "as X.iloc[:, 0], or for pairs two of different names."
-            )
-        return np.asarray(X, dtype=object).tolist()
-    if isinstance(X, np.ndarray) or hasattr(X, "__array__"):
-        if isinstance(X, np.ndarray) and X.dtype.kind not in "OUT":
-            raise ValueError(_no_text(X))
-        shape = np.shape(X)
-        if len(shape) not in (1, 2):
-            raise ValueError(
-                f"X has {len(shape)} dimensions; texts come as (n,), (n, 1) or, for "
-                "pairs, (n, 2). Reshape it."
-            )
-        if isinstance(X, np.ndarray):
-            return X.tolist()
-    return X.to_pylist() if hasattr(X, "to_pylist") else list(X)
 
 
 def _no_text(X) -> str:

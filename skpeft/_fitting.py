@@ -5,7 +5,6 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -21,9 +20,9 @@ from skpeft._shrinkage import (
     judge,
     on_validation_rows,
 )
-from skpeft._training import History, Rows, train
+from skpeft._training import History, train
 from skpeft._validation import warn
-from skpeft.heads import default_head, fit_head, in_units, logits, temper
+from skpeft.heads import default_head, divide_logits, fit_head, in_units
 
 # How torch says it where it has no kind of its own for it: on a CPU, and on Apple's GPUs.
 _NO_MEMORY = "can't allocate memory|out of memory"
@@ -36,21 +35,10 @@ def run(plan: Plan) -> dict[str, Any]:
     network.remember(plan.items)
     if plan.settings is not None:
         new = History()
-        with what_is_there_kept(plan, new) as training:
-            train(
-                network,
-                plan.training,
-                plan.objective,
-                plan.settings,
-                plan.random_state,
-                new,
-                plan.validation,
-                plan.start_rows,
-            )
+        finished = train_adapters(plan, new)
         history += new
         trained = network.state()
-        if not training.interrupted:
-            verdict = find_verdict(plan, len(history.losses), trained)
+        verdict = find_verdict(plan, len(history.losses), trained, finished)
         network.load_state(between(plan.start, trained, verdict.strength))
     features = network.features(plan.rows.items)
     head = head_on(features, plan)
@@ -58,7 +46,7 @@ def run(plan: Plan) -> dict[str, Any]:
     if plan.objective.task != "regression":
         learned["temperature_"] = verdict.temperature
         if verdict.temperature != 1.0:
-            temper(head, verdict.temperature)
+            divide_logits(head, verdict.temperature)
     return {
         **learned,
         "loss_curve_": history.losses,
@@ -82,22 +70,33 @@ def snapshot(plan: Plan) -> dict[str, Any]:
     }
 
 
-@contextmanager
-def what_is_there_kept(plan: Plan, history: History) -> Iterator[SimpleNamespace]:
-    """If training stops inside, by an interrupt or a bad step, go on with what there is."""
-    training = SimpleNamespace(interrupted=False)
+def train_adapters(plan: Plan, history: History) -> bool:
+    """Train the adapters; False if the user interrupted it.
+
+    After an interrupt, or a step whose loss is not finite, the best state so far is kept
+    where there is one.
+    """
     assert plan.settings is not None
     try:
-        yield training
+        train(
+            plan.network.live,
+            plan.training,
+            plan.objective,
+            plan.settings,
+            plan.random_state,
+            history,
+            plan.validation,
+            plan.start_rows,
+        )
     except KeyboardInterrupt:
         if not plan.keeps_interrupted or not (history.losses or plan.past.losses):
             raise
-        training.interrupted = True
         warn(
             f"Training was interrupted after {len(history.losses)} of "
             f"{plan.settings.max_epochs} epochs; the best state so far is kept and the "
             "head is fitted on it.",
         )
+        return False
     except NotFiniteError as error:
         if plan.settings.patience is None or not history.scores:
             raise
@@ -106,38 +105,34 @@ def what_is_there_kept(plan: Plan, history: History) -> Iterator[SimpleNamespace
             f"{error} Training was stopped; the best of the {len(history.scores)} "
             "epochs before is kept.",
         )
+    return True
 
 
-def find_verdict(plan: Plan, n_epochs: int, trained: dict[str, np.ndarray]) -> Verdict:
+def find_verdict(
+    plan: Plan, n_epochs: int, trained: dict[str, np.ndarray], finished: bool
+) -> Verdict:
     """How far to trust the trained adapters, and how sure the head may be."""
     if plan.shrinkage != "auto":
         return Verdict(1.0 - float(plan.shrinkage), 1.0)
-    if plan.head is not None:
+    if plan.head is not None or not finished:
         return _TRUSTED
     assert plan.settings is not None
-
-    def outputs_of(features: np.ndarray, rows: Rows, unseen: np.ndarray) -> np.ndarray:
-        """Outputs for unseen rows of the default head fitted on others."""
-        weights, task = rows.weights, plan.objective.task
-        head = default_head(features, rows.targets, weights, rows.frozen, task)
-        head = fit_head(head, features, rows.targets, weights)
-        return head.predict(unseen) if task == "regression" else logits(head, unseen)
-
+    network, task = plan.network.live, plan.objective.task
     try:
         if plan.held_out:
             assert plan.validation is not None
             evidence: HeldOut | None = on_validation_rows(
-                plan.network.live, trained, plan.training, plan.validation, outputs_of
+                network, trained, plan.training, plan.validation, task
             )
         else:
+            settings = replace(plan.settings, max_epochs=n_epochs)
             evidence = fit_half(
-                plan.network.live,
+                network,
                 plan.start,
                 plan.rows,
                 plan.objective,
-                replace(plan.settings, max_epochs=n_epochs),
+                settings,
                 plan.random_state,
-                outputs_of,
             )
     except (KeyboardInterrupt, NotFiniteError) as error:
         if isinstance(error, KeyboardInterrupt) and not plan.keeps_interrupted:
@@ -148,7 +143,7 @@ def find_verdict(plan: Plan, n_epochs: int, trained: dict[str, np.ndarray]) -> V
             f"({reason}); they stay as trained. shrinkage=0.0 leaves this step out.",
         )
         return _TRUSTED
-    return _TRUSTED if evidence is None else judge(evidence, plan.objective.task)
+    return _TRUSTED if evidence is None else judge(evidence, task)
 
 
 def head_on(features: np.ndarray, plan: Plan) -> Any:

@@ -41,6 +41,7 @@ from skpeft._recipe import (
     is_count,
     is_number,
 )
+from skpeft._sites import join_paths
 from skpeft.adapters import AdaptedLayer, _peft, resolve_adapter
 from skpeft.encoders import resolve_encoder
 from skpeft.heads import LabelwiseLogisticRegression
@@ -166,7 +167,10 @@ def load(kind: Any, folder: str | os.PathLike, trusted: list[str] | None) -> Any
             estimator.head, attributes["head_"] = heads["head"], heads["head_"]
         else:
             attributes["head_"] = _restored_head(recipe["head"], arrays, attributes)
-        _check_left(arrays, ARRAYS)
+        if arrays:
+            raise ValueError(
+                f"{ARRAYS} holds tensors that nothing asks for: {sorted(arrays)}. {_AGAIN}"
+            )
         estimator._validate_params()
         shared = ("encoder", "adapter", "layers", "device", "precision")
         kind(**{name: network[name] for name in shared})._validate_params()
@@ -316,7 +320,7 @@ def _adapter_files(network: Any) -> tuple[dict[str, bytes], dict[str, np.ndarray
     live, tensors, layers = network.live, {}, {}
     for name, layer in live.module.named_modules():
         if isinstance(layer, AdaptedLayer):
-            path = _without(live.backbone.root, name)
+            path = name.removeprefix(f"{live.backbone.root}.")
             layers[path] = layer
             for part, tensor in _peft.tensors_of(layer).items():
                 tensors[f"{_peft.PREFIX}{path}.{part}"] = tensor.cpu().numpy()
@@ -329,10 +333,6 @@ def _adapter_files(network: Any) -> tuple[dict[str, bytes], dict[str, np.ndarray
     }
     files = {_peft.CONFIG: json_bytes(config), _peft.TENSORS: tensor_bytes(tensors)}
     return files, exact
-
-
-def _without(root: str, path: str) -> str:
-    return path.removeprefix(f"{root}.") if root else path
 
 
 _OUR_NAMES = {
@@ -349,26 +349,25 @@ def _our_state(
     tensors: dict[str, np.ndarray], arrays: dict[str, np.ndarray], root: str
 ) -> dict[str, np.ndarray]:
     """Our tensors out of PEFT's names; what PEFT's form rounds comes out of `arrays`."""
-    front = f"{root}." if root else ""
     state = {}
     for name, array in tensors.items():
         path, part = _peft.split(name)
-        ours = _OUR_NAMES[part]
-        if ours.startswith(("lora", "hira")):
-            state[f"{front}{path}.{ours}"] = array
+        own = join_paths(root, path, _OUR_NAMES[part])
+        if part.startswith(("lora_A", "lora_B", "hira")):
+            state[own] = array
             continue
-        exact = arrays.pop(f"exact.{front}{path}.{ours}", None)
+        exact = arrays.pop(f"exact.{own}", None)
         if exact is None or exact.size != array.size:
             raise ValueError(
                 f"The tensor {name!r} in {_peft.TENSORS} is not one that belongs to the "
                 f"model. {_AGAIN}"
             )
-        if ours == "scale" and not np.array_equal(1 + exact, array.ravel()):
+        if part == "ia3_l" and not np.array_equal(1 + exact, array.ravel()):
             raise ValueError(
                 f"The tensor {name!r} differs between {_peft.TENSORS} and {ARRAYS}. "
                 + _AGAIN
             )
-        state[f"{front}{path}.{ours}"] = exact
+        state[own] = exact
     return state
 
 
@@ -539,13 +538,6 @@ def _load_skops(data: bytes, trusted: list[str]) -> dict[str, Any]:
 def _digest(recipe: Mapping[str, Any]) -> str:
     """Digest of all that a recipe says, but for the digest itself."""
     return sha256(json_bytes({key: recipe[key] for key in recipe if key != "sha256"}))
-
-
-def _check_left(arrays: Mapping[str, np.ndarray], where: str) -> None:
-    if arrays:
-        raise ValueError(
-            f"{where} holds tensors that nothing asks for: {sorted(arrays)}. " + _AGAIN
-        )
 
 
 def _versions() -> dict[str, str]:

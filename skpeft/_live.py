@@ -38,9 +38,9 @@ KNOWN_CODE = {"skpeft", "torch", "transformers", "sentence_transformers"}
 _ROWS_IN_STEP = 8
 # Of how many windows features are asked for at once: many small tensors scatter the memory.
 _WINDOWS_AT_ONCE = 1024
-# A row of a matrix product may have other bits than in a larger one where there are fewer rows
-# than this, or than four for each thread. Batches of what is kept are filled up to it, and a
-# pass of fewer tokens in all does not go on from hidden states.
+# A matrix product of fewer rows than this, or than four a thread, may round a row
+# otherwise than a larger product does. So batches whose results are cached are filled
+# up to it, and a pass of fewer tokens in all does not resume from cached hidden states.
 _LEAST_TOKENS = 16
 # Where the features of the encoder alone are kept: behind all of it.
 _FEATURES = ("features",)
@@ -272,9 +272,9 @@ class LiveNetwork:
     def _few_by_few(
         self, windows: list[Item], compute: Callable[[list[Item]], Tensor]
     ) -> Tensor:
-        """Features of windows in their order, asked for some at a time by their lengths.
+        """Features of windows, in the order given.
 
-        What several windows hold is asked for once.
+        Equal windows are computed once, and windows of similar length together.
         """
         alike: dict[bytes, list[int]] = {}
         for number, window in enumerate(windows):
@@ -304,11 +304,12 @@ class LiveNetwork:
         items: Sequence[Item],
         compute: Callable[[dict[str, Tensor]], list[list[Tensor]]],
     ) -> list[list[Tensor]]:
-        """What frozen parts give for items, from the cache or computed.
+        """Outputs of a frozen part for items, from the cache or computed.
 
-        On a CPU it comes out the same whatever is asked for together: batches hold items of
-        one length, and tokens enough for products that do not depend on the number of rows;
-        of encoders whose rows do depend on it each item is a batch there.
+        On a CPU their bits do not depend on which items are asked for together: a batch
+        holds items of one length, and enough tokens that the rounding of a row does not
+        depend on the number of rows. With encoders where it always does, each item is a
+        batch of its own.
         """
         backbone, place = self.backbone, self._place(where)
         keys = [(place, content(item)) for item in items]
@@ -375,12 +376,12 @@ class LiveNetwork:
         groups = list(self.groups(lengths))
         resumes = self._is_to_resume(items, lengths)
         run: Callable = partial(self._run, resumes=resumes)
-        lean = torch.is_grad_enabled() and sum(lengths) > TOKENS_KEPT
-        if lean:
-            run = self._lean(run)
+        recompute = torch.is_grad_enabled() and sum(lengths) > TOKENS_KEPT
+        if recompute:
+            run = self._checkpointed(run)
         elif replays is not None and replays.able and len(groups) == 1:
             run = partial(run, replays=replays)
-        with nullcontext() if lean else self.ready():
+        with nullcontext() if recompute else self.ready():
             features = torch.cat([run([items[i] for i in rows]) for rows in groups])
         order = torch.from_numpy(np.argsort(np.concatenate(groups)))
         features = features.index_select(0, moved(order, self.device))
@@ -442,14 +443,14 @@ class LiveNetwork:
             with self.computing():
                 if halves is None:
                     return self.module(parts)
-                return halves.go_on(parts, tensors[len(names) :])
+                return halves.from_hidden(parts, tensors[len(names) :])
 
         tensors = [*batch.values(), *hidden]
         if replays is None:
             return compute(tensors)
         return replays.run(names, compute, tensors)[:n_items]
 
-    def _lean(
+    def _checkpointed(
         self, run: Callable[[Sequence[Item]], Tensor]
     ) -> Callable[[Sequence[Item]], Tensor]:
         """The same, whose activations are not kept: the backward pass computes them again."""

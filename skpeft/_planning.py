@@ -29,7 +29,7 @@ _HIRA_CLASSES = 5  # at least
 _HIRA_ROWS_EACH = 16  # of each class, at least
 _HIRA_ROWS = 1000  # in all, fewer
 _HIRA_EPOCHS = 3
-_HIRA_PACE = 2.4  # largest factor of the adapter's own learning rate
+_HIRA_MOST = 2.4  # largest factor of the adapter's own learning rate
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Plan:
     `start` is the state in which the adapters change nothing, `start_rows` are those that a
     linear layer starts from, `past` what earlier fits did
     before a warm start. `held_out` says whether the user gave the validation rows.
-    `target` knows what the targets of the rows are as numbers of the user, which `y` holds.
+    `y` holds the targets as the user gave them, and `target` encodes them for training.
     `weights` are those that the user asked for, None where all rows count the same.
     """
 
@@ -83,7 +83,7 @@ def make_plan(
     Parameters
     ----------
     estimator : estimator
-        Its parameters say what is wanted; with `warm_start` its last fit is gone on with.
+        Its parameters say what is wanted; with `warm_start` its last fit is continued.
     encoder, objective
         What its parameters of these names stand for.
     data : Data
@@ -98,20 +98,19 @@ def make_plan(
         random_state = np.random.RandomState()
     random_state = check_random_state(random_state)
     seed = int(random_state.randint(2**31 - 1))
-    goes_on = estimator.warm_start and estimator.__sklearn_is_fitted__()
-    wide = auto_is_hira(
-        estimator, objective, data.y[: len(data.y) - data.n_hints], goes_on
-    )
-    # The frozen network of the last fit is the one from which it was drawn back.
-    seed = estimator._network.seed if goes_on else seed
-    network, wide = _widest_network(estimator, encoder, seed, wide, goes_on)
+    warm = estimator.warm_start and estimator.__sklearn_is_fitted__()
+    own_y = data.y[: len(data.y) - data.n_label_texts]
+    hira = auto_is_hira(estimator, objective, own_y, warm)
+    if warm:  # shrinkage drew the last fit back to the start that its seed gives
+        seed = estimator._network.seed
+    network, hira = _network(estimator, encoder, seed, hira, warm)
     start = network.state()
-    asks = network.trains and _asks_frozen(estimator, network, objective)
-    rows, validation = _prepare(estimator, network, data, held_out, target, asks)
-    past = _go_on(estimator, network, start) if goes_on else History()
+    frozen = network.trains and _needs_frozen(estimator, network, objective)
+    rows, validation = _prepare(estimator, network, data, held_out, target, frozen)
+    past = _continue_last_fit(estimator, network, start) if warm else History()
     training = rows
-    asks_split = not isinstance(estimator.early_stopping, str)  # "auto"
-    if held_out is None and asks_split and estimator.early_stopping:
+    may_split = held_out is None and estimator.early_stopping != "auto"
+    if may_split and estimator.early_stopping:
         training, validation = _split(
             rows, objective.task, estimator.validation_fraction, random_state
         )
@@ -120,7 +119,7 @@ def make_plan(
         if objective.needs_predictions:
             start_rows = _start_rows(network, training, objective.task, random_state)
         settings = _settings(
-            estimator, network, objective, training, validation, wide=wide
+            estimator, network, objective, training, validation, hira=hira
         )
     return Plan(
         network=network,
@@ -144,7 +143,7 @@ def make_plan(
 
 
 def auto_is_hira(
-    estimator: Any, objective: Objective, y: np.ndarray, goes_on: bool
+    estimator: Any, objective: Objective, y: np.ndarray, warm: bool
 ) -> bool:
     """Whether adapter="auto" is HiRA in all blocks, and not LoRA.
 
@@ -162,12 +161,12 @@ def auto_is_hira(
         Whether it contrasts classes.
     y : ndarray
         Targets of the rows, without texts about labels.
-    goes_on : bool
-        Whether the last fit is gone on with.
+    warm : bool
+        Whether this is a warm start.
     """
     if not (isinstance(estimator.adapter, str) and estimator.adapter == "auto"):
         return False
-    if goes_on:
+    if warm:
         return isinstance(estimator._network.adapter, HiRA)
     return estimator.rank is None and objective.balanced_batches and _suffices(y)
 
@@ -179,38 +178,38 @@ def _suffices(y: np.ndarray) -> bool:
     return bool(enough and len(y) < _HIRA_ROWS)
 
 
-def _widest_network(
-    estimator: Any, encoder: Encoder, seed: int, wide: bool, goes_on: bool
+def _network(
+    estimator: Any, encoder: Encoder, seed: int, hira: bool, warm: bool
 ) -> tuple[AdapterNetwork, bool]:
-    """The network, with HiRA in all blocks where asked for and possible, and whether it is."""
-    network = _network(estimator, encoder, seed, wide=False)
-    if not wide:
+    """Encoder with the adapter asked for; whether it is the HiRA that "auto" stands for."""
+
+    def build(adapter: Any, layers: Any) -> AdapterNetwork:
+        return AdapterNetwork(
+            encoder,
+            resolve_adapter(adapter, estimator.rank),
+            layers,
+            n_features=estimator.n_features_in_,
+            device=estimator.device,
+            precision=estimator.precision,
+            seed=seed,
+        )
+
+    layers = clone(estimator.layers, safe=False)
+    # Always: wrong parameters raise the same error whatever the number of rows.
+    network = build(estimator.adapter, layers)
+    if not hira:
         return network, False
-    try:  # what was wrong has been said, whatever the number of rows
-        return _network(estimator, encoder, seed, wide=True), True
-    except ValueError:  # not all of its linear layers are as HiRA needs them
-        if goes_on:
+    try:
+        return build("hira", None if isinstance(layers, str) else layers), True
+    except ValueError:  # some of the linear layers are not plain ones, as HiRA needs
+        if warm:
             raise
         return network, False
 
 
-def _network(
-    estimator: Any, encoder: Encoder, seed: int, *, wide: bool
-) -> AdapterNetwork:
-    """Encoder with the adapter that the parameters ask for."""
-    everywhere = wide and isinstance(estimator.layers, str)  # "auto"
-    return AdapterNetwork(
-        encoder,
-        resolve_adapter(estimator.adapter, estimator.rank, wide=wide),
-        None if everywhere else clone(estimator.layers, safe=False),
-        n_features=estimator.n_features_in_,
-        device=estimator.device,
-        precision=estimator.precision,
-        seed=seed,
-    )
-
-
-def _asks_frozen(estimator: Any, network: AdapterNetwork, objective: Objective) -> bool:
+def _needs_frozen(
+    estimator: Any, network: AdapterNetwork, objective: Objective
+) -> bool:
     """Whether features of all rows before training are needed."""
     judges = estimator.shrinkage == "auto" and estimator.head is None
     chooses = estimator.head is None and objective.task == "regression"
@@ -235,7 +234,7 @@ def _prepare(
     data: Data,
     held_out: Data | None,
     target: Any,
-    asks_frozen: bool,
+    needs_frozen: bool,
 ) -> tuple[Rows, Rows | None]:
     """Tokenise all rows at once; those of `data`, and those held out if there are any."""
     given = [data] if held_out is None else [data, held_out]
@@ -243,9 +242,11 @@ def _prepare(
     found = []
     for part in given:
         own, items = items[: len(part.y)], items[len(part.y) :]
-        frozen = network.start_features(own) if asks_frozen else None
+        frozen = network.start_features(own) if needs_frozen else None
         weights = _unit_weights(estimator._total_weights(part, target), len(own))
-        found.append(Rows(own, target.encode(part.y), weights, part.n_hints, frozen))
+        found.append(
+            Rows(own, target.encode(part.y), weights, part.n_label_texts, frozen)
+        )
     return found[0], None if held_out is None else found[1]
 
 
@@ -279,7 +280,9 @@ def _split(
             "that have weight 0 by class_weight, so nothing can be seen on them. Give "
             "X_val and y_val, a larger validation_fraction, or early_stopping=False."
         )
-    training = replace(rows.take(rows.with_hints(kept)), n_hints=rows.n_hints)
+    training = replace(
+        rows.take(rows.with_label_texts(kept)), n_label_texts=rows.n_label_texts
+    )
     return training, rows.take(left)
 
 
@@ -290,7 +293,7 @@ def _settings(
     training: Rows,
     validation: Rows | None,
     *,
-    wide: bool,
+    hira: bool,
 ) -> Settings:
     """Settings of the training loop, with each None replaced by what it stands for."""
     assert network.adapter is not None
@@ -308,17 +311,17 @@ def _settings(
                 "with the labels last; else add rows, or use objective='cross_entropy'.",
             )
     n_tokens = float(np.mean(network.live.lengths(training.items)))
-    n_epochs = _HIRA_EPOCHS if wide else objective.default_epochs(n_rows)
+    n_epochs = _HIRA_EPOCHS if hira else objective.default_epochs(n_rows)
     n_epochs = estimator.max_epochs or n_epochs
     batch_size = batch_size or default_batch_size(objective, n_tokens)
-    pace = objective.pace(n_epochs * -(-n_rows // batch_size))
-    pace = min(pace, _HIRA_PACE) if wide else pace
+    factor = objective.learning_rate_factor(n_epochs * -(-n_rows // batch_size))
+    factor = min(factor, _HIRA_MOST) if hira else factor
     stops = validation is not None and estimator.early_stopping
     return Settings(
         max_epochs=n_epochs,
         batch_size=batch_size,
         learning_rate=estimator.learning_rate
-        or pace * network.adapter.default_learning_rate,
+        or factor * network.adapter.default_learning_rate,
         weight_decay=estimator.weight_decay,
         warmup_fraction=estimator.warmup_fraction,
         patience=estimator.n_iter_no_change if stops else None,
@@ -326,11 +329,13 @@ def _settings(
         verbose=estimator.verbose,
         callback=estimator.callback,
         # Of an encoder some weights may be for other uses and get no gradients.
-        tells=not network.adapter.trains_encoder,
+        check_gradients=not network.adapter.trains_encoder,
     )
 
 
-def _go_on(estimator: Any, network: AdapterNetwork, start: State) -> History:
+def _continue_last_fit(
+    estimator: Any, network: AdapterNetwork, start: State
+) -> History:
     """Start a network from what the last fit trained; gives what happened so far."""
     last, strength = estimator._network, 1.0 - estimator.shrinkage_
     state = last.state()

@@ -25,9 +25,10 @@ class Flow(threading.local):
 class StandIn(nn.Module):
     """Takes the place of a block; what model code asks the block for, it still finds."""
 
-    def __init__(self, block: nn.Module) -> None:
+    def __init__(self, block: nn.Module, flow: Flow) -> None:
         super().__init__()
         self.__dict__["block"] = block  # beside the module tree, which is copied
+        self.flow = flow
 
     def __getattr__(self, name: str) -> Any:
         """Attributes of the block where there are none of its own."""
@@ -42,9 +43,9 @@ class StandIn(nn.Module):
 class PassThrough(StandIn):
     """Stands in for a block that is left out: gives back the hidden states it gets."""
 
-    def __init__(self, block: nn.Module, beside: tuple | None) -> None:
-        super().__init__(block)
-        # What else is in the tuple that the block gives, if it does.
+    def __init__(self, block: nn.Module, flow: Flow, beside: tuple | None) -> None:
+        super().__init__(block, flow)
+        # What follows the hidden states in the tuple that the block gives, if it does.
         self.beside = beside
 
     def forward(self, hidden: Tensor, *args: object, **kwargs: object) -> object:
@@ -55,10 +56,6 @@ class PassThrough(StandIn):
 class Exit(PassThrough):
     """Left-out block that notes the hidden states on their way, one tensor a call."""
 
-    def __init__(self, block: nn.Module, beside: tuple | None, flow: Flow) -> None:
-        super().__init__(block, beside)
-        self.flow = flow
-
     def forward(self, hidden: Tensor, *args: object, **kwargs: object) -> object:
         """Hidden states, in the form in which the block gives its own."""
         self.flow.seen.append(hidden)
@@ -68,10 +65,6 @@ class Exit(PassThrough):
 class Entry(StandIn):
     """First adapted block, which takes waiting hidden states for those that come."""
 
-    def __init__(self, block: nn.Module, flow: Flow) -> None:
-        super().__init__(block)
-        self.flow = flow
-
     def forward(self, hidden: Tensor, *args: object, **kwargs: object) -> object:
         """Output of the block, from hidden states put there before."""
         return self.__dict__["block"](self.flow.waiting.pop(0), *args, **kwargs)
@@ -79,10 +72,6 @@ class Entry(StandIn):
 
 class Noted(StandIn):
     """Frozen block beside which something is trained: notes what it gives."""
-
-    def __init__(self, block: nn.Module, flow: Flow) -> None:
-        super().__init__(block)
-        self.flow = flow
 
     def forward(self, *args: object, **kwargs: object) -> object:
         """Output of the frozen block."""
@@ -93,10 +82,6 @@ class Noted(StandIn):
 
 class Recalled(PassThrough):
     """Block beside which something is trained, with waiting hidden states for its output."""
-
-    def __init__(self, block: nn.Module, beside: tuple | None, flow: Flow) -> None:
-        super().__init__(block, beside)
-        self.flow = flow
 
     def forward(self, hidden: Tensor, *args: object, **kwargs: object) -> object:
         """Hidden states after what is beside the block."""
@@ -132,9 +117,9 @@ class Halves(NamedTuple):
         self, batch: dict[str, Tensor], states: Sequence[list[Tensor]]
     ) -> Tensor:
         """Features of a batch from the hidden states of its items."""
-        return self.go_on(batch, gathered(batch, states))
+        return self.from_hidden(batch, gathered(batch, states))
 
-    def go_on(self, batch: dict[str, Tensor], hidden: Sequence[Tensor]) -> Tensor:
+    def from_hidden(self, batch: dict[str, Tensor], hidden: Sequence[Tensor]) -> Tensor:
         """Features of a batch from its hidden states."""
         self.flow.waiting[:] = hidden
         return self.upper(batch)
@@ -195,15 +180,15 @@ def halve(
     flow = Flow()
     lower: dict[str, nn.Module]
     upper: dict[str, nn.Module]
-    left_out = {n: PassThrough(block, beside) for n, block in children.items()}
+    left_out = {n: PassThrough(block, flow, beside) for n, block in children.items()}
     if read:
         lower = {n: Noted(children[n], flow) for n in read}
         above = names[names.index(read[-1]) + 1 :]
         upper = {n: left_out[n] for n in names if n not in above}
-        upper |= {n: Recalled(children[n], beside, flow) for n in read}
+        upper |= {n: Recalled(children[n], flow, beside) for n in read}
     else:
         lower = {n: left_out[n] for n in names[lowest:]}
-        lower[names[lowest]] = Exit(children[names[lowest]], beside, flow)
+        lower[names[lowest]] = Exit(children[names[lowest]], flow, beside)
         upper = {n: left_out[n] for n in names[:lowest]}
         upper[names[lowest]] = Entry(children[names[lowest]], flow)
     halves = Halves(

@@ -18,10 +18,6 @@ _SPECS: dict[str, Any] = {
         *OBJECTIVES.values(),
     )
 }  # fmt: skip
-# Of use in another fit only, and without a form in JSON.
-_LEFT_OUT = {"callback": callable, "random_state": lambda x: hasattr(x, "randint")}
-
-
 # Labels of the longest kind that anybody has; a JSON of some bytes may claim gigabytes.
 _MOST_BYTES = 2**26
 
@@ -64,8 +60,8 @@ def encoded_parameters(estimator: Any) -> dict[str, Any]:
     """Parameters of an estimator, without the head, which has its own file."""
     given = estimator.get_params(deep=False)
     given["head"] = None
-    for name, fits in _LEFT_OUT.items():
-        if given[name] is not None and fits(given[name]):
+    for name in ("callback", "random_state"):  # a seed, a number, has a form in JSON
+        if callable(given[name]) or hasattr(given[name], "randint"):
             warn(
                 f"{name}={given[name]!r} has no form in JSON and is left out: the loaded "
                 f"model has {name}=None, which matters in another fit only.",
@@ -87,11 +83,9 @@ def encoded_parameters(estimator: Any) -> dict[str, Any]:
 
 
 def by_name(encoder: Any) -> Any:
-    """Spec of the same encoder that holds its name, in place of a loaded model."""
+    """The resolved spec, with a name in place of a loaded model."""
     model = getattr(encoder, "model", None)
-    if isinstance(model, str):
-        return clone(encoder).set_params(model=_hub.absolute(model))
-    if not hasattr(encoder, "known_name") or model is None:
+    if model is None or isinstance(model, str) or not hasattr(encoder, "known_name"):
         return encoder
     name = encoder.known_name()
     if name is None:

@@ -178,7 +178,7 @@ class Replays:
             self.able = self._is_right(found, run, inputs)
         except BaseException as error:
             self.able = False
-            settle(self.trained[0].device, self._place)
+            reset_after_failed_capture(self.trained[0].device, self._place)
             # Of code that copies from the CPU or asks the GPU for numbers, or lack of memory.
             if not isinstance(error, Exception):
                 raise
@@ -238,7 +238,7 @@ def has_room(device: torch.device) -> bool:
     return 2 * (torch.cuda.max_memory_allocated(device) - used) <= free
 
 
-def settle(device: torch.device, place: tuple) -> None:
+def reset_after_failed_capture(device: torch.device, place: tuple) -> None:
     """Put right what a recording that failed has left behind in torch.
 
     Its allocator goes on giving memory to that recording, and its own generator of random

@@ -41,7 +41,7 @@ class Route:
         """From here on rows are for the frozen encoder alone."""
         self.owners: Tensor | None = None
 
-    def lead(self, owners: np.ndarray) -> None:
+    def assign(self, owners: np.ndarray) -> None:
         """Say of each row which network it is for."""
         self.owners = moved(torch.from_numpy(owners), self.device)
 
@@ -275,7 +275,7 @@ class SharedPass:
             )
             for chunk, part in self._chunks(pairs, owners, lengths, rows):
                 batch = first._collate([items[row] for row in rows[chunk]])
-                self.route.lead(owners[chunk])
+                self.route.assign(owners[chunk])
                 owner = self.networks[owners[chunk[0]]]
                 ready = owner.ready() if merge else nullcontext()
                 with ready, first.computing():

@@ -16,6 +16,7 @@ from scipy.special import log_expit, log_softmax
 
 from skpeft._live import LiveNetwork
 from skpeft._training import History, Rows, Settings, rows_to_start, train
+from skpeft.heads import default_head, fit_head, logits
 from skpeft.objectives import Objective
 
 # Weights of the frozen and of the trained network before any evidence. Adapters help on
@@ -26,8 +27,6 @@ _LOG_TEMPERATURE_SD = 0.2
 _LOG_TEMPERATURES = np.linspace(-1.5, 2.0, 141)
 
 State = dict[str, np.ndarray]
-#: Fits a head on features of rows, given the rows too; its outputs for other features.
-OutputsOf = Callable[[np.ndarray, Rows, np.ndarray], np.ndarray]
 
 
 class HeldOut(NamedTuple):
@@ -60,28 +59,31 @@ def between(frozen: State, trained: State, strength: float) -> State:
 
 
 def held_out(
-    adapted: tuple[np.ndarray, np.ndarray],
-    fitted: Rows,
-    unseen: Rows,
-    outputs_of: OutputsOf,
+    adapted: tuple[np.ndarray, np.ndarray], fitted: Rows, unseen: Rows, task: str
 ) -> HeldOut:
-    """Outputs on unseen rows of heads on frozen and on adapted features.
+    """Outputs on unseen rows of default heads on frozen and on adapted features.
 
     Parameters
     ----------
     adapted : tuple of two ndarray of shape (n_rows, dim)
         Features of both parts from the trained network.
     fitted, unseen : Rows
-        The rows that adapters and heads are fitted on, and those they are asked about,
-        with their features from the frozen network.
-    outputs_of : callable
-        Fits a head and gives its outputs.
+        The rows that adapters and heads are fitted on, and those that they are evaluated
+        on, with their features from the frozen network.
+    task : {"classification", "multi-label classification", "regression"}
+        What the targets are.
     """
     assert fitted.frozen is not None
     assert unseen.frozen is not None
-    features = (fitted.frozen, unseen.frozen), adapted
-    outputs = [outputs_of(known, fitted, asked) for known, asked in features]
-    return HeldOut(np.stack(outputs), unseen.targets, unseen.weights)
+
+    def outputs(features: np.ndarray, other: np.ndarray) -> np.ndarray:
+        y, weights = fitted.targets, fitted.weights
+        head = default_head(features, y, weights, fitted.frozen, task)
+        head = fit_head(head, features, y, weights)
+        return head.predict(other) if task == "regression" else logits(head, other)
+
+    both = outputs(fitted.frozen, unseen.frozen), outputs(*adapted)
+    return HeldOut(np.stack(both), unseen.targets, unseen.weights)
 
 
 def fit_half(
@@ -91,7 +93,6 @@ def fit_half(
     objective: Objective,
     settings: Settings,
     random_state: RandomState,
-    outputs_of: OutputsOf,
 ) -> HeldOut | None:
     """Outputs on half of the rows from adapters and heads fitted on the other half.
 
@@ -105,27 +106,32 @@ def fit_half(
     start : dict of str to ndarray
         State in which the adapters change nothing.
     rows : Rows
-        All rows, hints too, with their features in that state.
+        All rows, label texts too, with their features in that state.
     objective, settings, random_state
         As for training on all rows.
-    outputs_of : callable
-        Fits a head and gives its outputs.
     """
     kept, left = half_of(rows.own.targets, objective.task, random_state)
-    fitted = rows.with_hints(kept)
+    fitted = rows.with_label_texts(kept)
     if len(left) < 2 or not (rows.weights[left].any() and rows.weights[fitted].any()):
         return None
     network.load_state(start)
     plain = replace(
-        settings, patience=None, callback=None, title="held-out check", tells=False
+        settings,
+        patience=None,
+        callback=None,
+        title="held-out check",
+        check_gradients=False,
     )
-    half, start_rows = replace(rows.take(fitted), n_hints=rows.n_hints), None
+    half, start_rows = (
+        replace(rows.take(fitted), n_label_texts=rows.n_label_texts),
+        None,
+    )
     if objective.needs_predictions:
         start_rows = rows_to_start(half, objective.task, random_state)
     train(network, half, objective, plain, random_state, History(), start=start_rows)
     adapted = network.features(rows.items)
-    parts = half, rows.take(left)
-    return held_out((adapted[fitted], adapted[left]), *parts, outputs_of)
+    features = adapted[fitted], adapted[left]
+    return held_out(features, half, rows.take(left), objective.task)
 
 
 def on_validation_rows(
@@ -133,12 +139,12 @@ def on_validation_rows(
     trained: State,
     training: Rows,
     validation: Rows,
-    outputs_of: OutputsOf,
+    task: str,
 ) -> HeldOut:
     """Outputs on validation rows, from the frozen and from the trained state."""
     network.load_state(trained)
     adapted = network.features(training.items), network.features(validation.items)
-    return held_out(adapted, training, validation, outputs_of)
+    return held_out(adapted, training, validation, task)
 
 
 def half_of(
@@ -177,7 +183,7 @@ def judge(evidence: HeldOut, task: str) -> Verdict:
     else:
         log_likelihood = _LOG_LIKELIHOODS[task]
         found = [
-            _temper(outputs, evidence.targets, weights, log_likelihood)
+            _best_temperature(outputs, evidence.targets, weights, log_likelihood)
             for outputs in evidence.outputs
         ]
         losses, temperatures = np.array(found).T
@@ -202,7 +208,7 @@ _LOG_LIKELIHOODS = {
 }
 
 
-def _temper(
+def _best_temperature(
     logits: np.ndarray,
     targets: np.ndarray,
     weights: np.ndarray,

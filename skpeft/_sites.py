@@ -34,37 +34,30 @@ def attach(
         adapter.release(module)
         return 0
     table = known_table(backbone)
-    root = module.get_submodule(backbone.root)
-    blocks = find_blocks(root, table)
+    paths = [join_paths(backbone.root, path) for path in block_paths(backbone)]
+    blocks = [module.get_submodule(path) for path in paths]
     indices = block_indices(backbone, layers, len(blocks))
     chosen = [blocks[i] for i in indices]
     if adapter.trains_encoder:
         for block in chosen:
             adapter.release(block)
         return indices[0]
-    paths = [join_paths(backbone.root, path) for path in block_paths(backbone)]
     for member in adapter.members:
         roles = roles_at(backbone, member)
         stack = Stack(
             [find_sites(block, roles, table, member) for block in chosen],
             [module.get_submodule(paths[i]) for i in indices],
-            root=root,
+            root=module.get_submodule(backbone.root),
             n_heads=backbone.n_heads,
             n_calls=backbone.n_calls,
         )
         for i, replaced in zip(indices, member.attach(stack, generator), strict=True):
             for role, layer in replaced.items():
-                if not isinstance(layer, AdaptedLayer):
-                    raise TypeError(
-                        f"{member!r} replaced a layer by a {type(layer).__name__}; an "
-                        "AdaptedLayer is expected, so that the frozen layer inside is known."
-                    )
-                _check_parts(layer, member)
+                _check_layer(layer, member)
                 if role == WHOLE_BLOCK:
-                    where, name = module, paths[i]
+                    module.set_submodule(paths[i], layer)
                 else:
-                    where, name = blocks[i], table[role]
-                where.set_submodule(name, layer)
+                    blocks[i].set_submodule(table[role], layer)
     _leave_fast_path(module)
     return indices[0]
 
@@ -85,8 +78,13 @@ def _do_nothing(*_: Any) -> None:
     """Hook, by a name so that it can be pickled."""
 
 
-def _check_parts(layer: AdaptedLayer, adapter: Adapter) -> None:
-    """Refuse parts of an adapter that would not do in a network what they do elsewhere."""
+def _check_layer(layer: nn.Module, adapter: Adapter) -> None:
+    """Refuse a replacement of a layer that would misbehave inside a network."""
+    if not isinstance(layer, AdaptedLayer):
+        raise TypeError(
+            f"{adapter!r} replaced a layer by a {type(layer).__name__}; an "
+            "AdaptedLayer is expected, so that the frozen layer inside is known."
+        )
     for name, part in layer.named_modules():
         if isinstance(part, _DROPOUTS) and not f"{name}.".startswith("base."):
             raise TypeError(
@@ -108,6 +106,11 @@ def block_paths(backbone: Backbone) -> list[str]:
     path = known_table(backbone)["blocks"]
     blocks = backbone.module.get_submodule(join_paths(backbone.root, path))
     names = [name for name, _ in blocks.named_children()] if path else [""]
+    if not names:
+        raise ValueError(
+            f"The role table says that the blocks are at {path!r}, but nothing is inside. "
+            "Give the path of the list of transformer blocks."
+        )
     return [join_paths(path, name) for name in names]
 
 
@@ -164,18 +167,6 @@ def block_indices(backbone: Backbone, layers: Layers, n_blocks: int) -> list[int
             f"{backbone.n_calls} of them. Leave layers='auto', or None."
         )
     return list(range(n_blocks))
-
-
-def find_blocks(root: nn.Module, table: dict[str, str]) -> list[nn.Module]:
-    """Transformer blocks; a root without a list of them is one block."""
-    path = table["blocks"]
-    blocks = list(root.get_submodule(path).children()) if path else [root]
-    if not blocks:
-        raise ValueError(
-            f"The role table says that the blocks are at {path!r}, but nothing is inside. "
-            "Give the path of the list of transformer blocks."
-        )
-    return blocks
 
 
 def layer_indices(layers: Layers, n_blocks: int) -> list[int]:

@@ -34,23 +34,23 @@ _EXPLODED = 100.0
 class Rows:
     """Prepared rows: items, targets of shape (n,), weights of shape (n,).
 
-    The last `n_hints` are texts about labels: always learned from, never held out.
+    The last `n_label_texts` are texts about labels: always learned from, never held out.
     `frozen` are features before training, of shape (n, dim), where anybody asks for them.
     """
 
     items: list[Item]
     targets: np.ndarray
     weights: np.ndarray
-    n_hints: int = 0
+    n_label_texts: int = 0
     frozen: np.ndarray | None = None
 
     @property
     def own(self) -> "Rows":
-        """The rows that are no hints."""
-        return self.take(np.arange(len(self.items) - self.n_hints))
+        """The rows without texts about labels."""
+        return self.take(np.arange(len(self.items) - self.n_label_texts))
 
     def take(self, indices: np.ndarray) -> "Rows":
-        """The rows of these numbers, as rows that are no hints."""
+        """The rows of these numbers, all as rows of the user."""
         return Rows(
             [self.items[i] for i in indices],
             self.targets[indices],
@@ -58,10 +58,10 @@ class Rows:
             frozen=None if self.frozen is None else self.frozen[indices],
         )
 
-    def with_hints(self, indices: np.ndarray) -> np.ndarray:
-        """These row numbers and those of all hints."""
+    def with_label_texts(self, indices: np.ndarray) -> np.ndarray:
+        """These row numbers, and those of all texts about labels."""
         n_rows = len(self.items)
-        return np.concatenate([indices, np.arange(n_rows - self.n_hints, n_rows)])
+        return np.concatenate([indices, np.arange(n_rows - self.n_label_texts, n_rows)])
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class Settings:
     verbose: int
     callback: Callable[[dict[str, Any]], bool | None] | None
     title: str = "adapters"
-    tells: bool = True  # of adapters that take no part
+    check_gradients: bool = True  # whether each adapted layer gets some
 
 
 @dataclass
@@ -119,7 +119,7 @@ class Linear(nn.Module):
 
 
 def rows_to_start(rows: Rows, task: str, random_state: RandomState) -> Rows:
-    """Rows from which a linear layer starts: each class and all hints are among them."""
+    """Rows from which a linear layer starts: each class and all label texts are among them."""
     n_rows = len(rows.items)
     if n_rows <= _START_ROWS or task == "regression":
         return rows
@@ -127,7 +127,7 @@ def rows_to_start(rows: Rows, task: str, random_state: RandomState) -> Rows:
     first = order[:0]
     if task == "classification":
         first = order[np.unique(rows.targets[order], return_index=True)[1]]
-    forced = np.unique(rows.with_hints(first))
+    forced = np.unique(rows.with_label_texts(first))
     chosen = np.append(forced, order[~np.isin(order, forced)])
     some = rows.take(chosen[: max(_START_ROWS, len(forced))])
     return replace(some, weights=some.weights / some.weights.mean())
@@ -239,34 +239,55 @@ def epochs(
         for numbers in batches(rows, lengths, objective, settings, random_state):
             batch = rows.take(numbers)
             optimizer.zero_grad()
-            features = network.forward(batch.items, replays)
-            loss = mean_objective(features, linear, batch, objective, unit)
-            if loss.requires_grad:
-                loss.backward()
+            losses.append(backward(network, linear, batch, objective, unit, replays))
             if not epoch:
                 reached |= {_layer(n) for n, p in trained.items() if p.grad is not None}
-            losses.append(loss.detach())
             update(optimizer, next(rate))
-            # The graph too: no pass could be recorded while nodes of another one are there.
-            del features, loss
-        if not epoch and settings.tells:
-            tell_idle(network, reached)
+        if not epoch and settings.check_gradients:
+            check_gradients(network, reached)
         mean = float(torch.stack(losses).mean())
         limit = limit or _EXPLODED * max(float(losses[0]), 1.0)
-        finite = torch.stack([p.isfinite().all() for p in parameters]).all()
-        if not (mean < limit and finite):
-            reason = f"The training loss became {mean:.3g}"
-            if mean < limit:
-                reason = "Trained weights became infinite or NaN"
-            raise NotFiniteError(
-                f"{reason}. learning_rate={settings.learning_rate} or weight_decay="
-                f"{settings.weight_decay} is probably too high for this adapter; give a "
-                "lower one."
-            )
+        check_finite(mean, limit, parameters, settings)
         yield mean
 
 
-def tell_idle(network: LiveNetwork, reached: set[str]) -> None:
+def backward(
+    network: LiveNetwork,
+    linear: Linear | None,
+    batch: Rows,
+    objective: Objective,
+    unit: float,
+    replays: Replays | None,
+) -> Tensor:
+    """Loss of a batch, whose gradients are in the trained tensors afterwards.
+
+    Nothing of the graph outlives the call: no pass could be recorded beside it.
+    """
+    features = network.forward(batch.items, replays)
+    loss = mean_objective(features, linear, batch, objective, unit)
+    if loss.requires_grad:
+        loss.backward()
+    return loss.detach()
+
+
+def check_finite(
+    mean: float, limit: float, parameters: Sequence[Tensor], settings: Settings
+) -> None:
+    """Raise a `NotFiniteError` where the loss of an epoch, or a weight, has exploded."""
+    finite = torch.stack([p.isfinite().all() for p in parameters]).all()
+    if mean < limit and finite:
+        return
+    reason = f"The training loss became {mean:.3g}"
+    if mean < limit:
+        reason = "Trained weights became infinite or NaN"
+    raise NotFiniteError(
+        f"{reason}. learning_rate={settings.learning_rate} or weight_decay="
+        f"{settings.weight_decay} is probably too high for this adapter; give a "
+        "lower one."
+    )
+
+
+def check_gradients(network: LiveNetwork, reached: set[str]) -> None:
     """Name layers of adapters that are not among those to which gradients have come.
 
     Raises
@@ -376,30 +397,24 @@ def validation_score(
     adapted features and the means of classes, the weighted accuracy of the nearest mean or,
     for several labels a row, the average precision of their ranking.
     """
-    with torch.no_grad(), network.dropout(None):
-        held_out = torch.from_numpy(network.features(validation.items))
-        if linear is not None:
-            held_out = held_out.to(network.device)
-            mean = float(validation.weights.mean())
-            return -float(mean_objective(held_out, linear, validation, objective, mean))
-        features = torch.from_numpy(network.features(rows.items))
-        unit = nn.functional.normalize(features)
-        weights = torch.from_numpy(rows.weights).to(features)
-        targets = torch.from_numpy(rows.targets)
-        several = targets.ndim == 2
-        members = (
-            targets.to(unit) if several else nn.functional.one_hot(targets).to(unit)
+    held_out = torch.from_numpy(network.features(validation.items))
+    if linear is not None:
+        held_out, mean = held_out.to(network.device), float(validation.weights.mean())
+        with torch.no_grad():
+            loss = mean_objective(held_out, linear, validation, objective, mean)
+        return -float(loss)
+    unit = nn.functional.normalize(torch.from_numpy(network.features(rows.items)))
+    weights, targets = map(torch.from_numpy, (rows.weights, rows.targets))
+    multilabel = targets.ndim == 2
+    members = targets if multilabel else nn.functional.one_hot(targets)
+    means = members.to(unit).T @ (unit * weights.to(unit)[:, None])
+    scores = (held_out @ nn.functional.normalize(means).T).numpy()
+    given, weight = validation.targets, validation.weights
+    if multilabel:
+        return float(
+            label_ranking_average_precision_score(given, scores, sample_weight=weight)
         )
-        means = nn.functional.normalize(members.T @ (unit * weights[:, None]))
-        scores, given = (held_out @ means.T).numpy(), validation.targets
-        if several:
-            return float(
-                label_ranking_average_precision_score(
-                    given, scores, sample_weight=validation.weights
-                )
-            )
-        right = scores.argmax(axis=1) == given
-        return float(np.average(right, weights=validation.weights))
+    return float(np.average(scores.argmax(axis=1) == given, weights=weight))
 
 
 class Best:

@@ -1,6 +1,6 @@
 """Parameter constraints, error messages and warnings, shared by estimators and specs.
 
-Where private names of scikit-learn that checks need are imported.
+The private names of scikit-learn that checks of parameters need are imported here.
 """
 
 import inspect
@@ -157,9 +157,9 @@ def check_start(spec):
 
 
 def warn(message, category=UserWarning):
-    """Warn at the line of the user's from which the package was called.
+    """Issue a warning that points at the line of the user's code that called skpeft.
 
-    It may have been called by way of scikit-learn, as where a search fits a model.
+    Frames of scikit-learn and joblib in between, as in a search, are skipped.
 
     Parameters
     ----------

@@ -166,7 +166,7 @@ class AdapterBank:
             return self._pass.features(items, rows, tasks)
 
     def _check_tasks(self, names):
-        unknown = sorted({str(name) for name in names} - self.estimators.keys())
+        unknown = [name for name in dict.fromkeys(names) if name not in self.estimators]
         if unknown:
             raise ValueError(
                 f"task holds {unknown}, which this bank does not have. Its tasks are "

@@ -132,20 +132,20 @@ class AdapterClassifier(ClassifierMixin, BaseAdapterEstimator):
         Rows of a training step. None: the objective's own, 128 where rows are contrasted,
         else 32; fewer (down to 16) for long texts.
     learning_rate : float or None, default=None
-        Peak learning rate of AdamW [1]_. None: the adapter's own times the `pace` of the
-        objective, which is above 1 where there are few steps.
+        Peak learning rate of AdamW [1]_. None: the adapter's own, times the objective's
+        `learning_rate_factor`, which is above 1 where there are few steps.
     weight_decay : float, default=0.01
         Decoupled weight decay of the trained weights.
     warmup_fraction : float, default=0.1
         Fraction of the steps in which the learning rate rises; then it falls to 0.
     shrinkage : "auto" or float in [0, 1], default="auto"
         How far the trained adapters are drawn back to the frozen encoder: 0 leaves them
-        as trained, 1 undoes them. "auto": as far as rows say that the adapters have not
-        seen, which is near 0 where adapters help. These are the rows of `X_val` or,
-        without it, one half of the rows, for a second fit on the other half; those that
-        `early_stopping` splits off do not serve here. From them the default
-        classification head gets the temperature of its probabilities too. A `head` of
-        yours gets the adapters as trained.
+        as trained, 1 undoes them. "auto" chooses it by rows that the adapters have not
+        seen; where adapters help, it is near 0. These rows are `X_val` or, without it,
+        one half of the rows, after a second fit on the other half; the rows that
+        `early_stopping` splits off are not used for this. The temperature of the
+        default classification head's probabilities comes from the same rows. With a
+        `head` of yours, "auto" leaves the adapters as trained.
     early_stopping : bool or "auto", default="auto"
         Whether to stop when the score on validation rows no longer rises, and to keep
         the best state. "auto": if `X_val` is given. True without `X_val` splits off
@@ -367,7 +367,7 @@ class AdapterClassifier(ClassifierMixin, BaseAdapterEstimator):
             )
         return found
 
-    def _with_hints(self, data, target):
+    def _with_label_texts(self, data, target):
         if not self.label_texts:
             return data
         if not isinstance(data.samples[0], str):
@@ -375,7 +375,18 @@ class AdapterClassifier(ClassifierMixin, BaseAdapterEstimator):
                 "label_texts was given, but X does not hold single texts; texts about "
                 "labels can only stand beside such. Leave label_texts=None."
             )
-        classes, texts, labels, absent = target.classes.tolist(), [], [], []
+        texts, labels = self._label_rows(target.classes.tolist())
+        if not texts:
+            return data
+        weights = data.weights
+        if weights is not None:
+            weights = np.append(weights, np.full(len(texts), weights.mean()))
+        y = np.concatenate([data.y, target.rows_of(labels)])
+        return Data([*data.samples, *check_texts(texts)], y, weights, len(texts))
+
+    def _label_rows(self, classes):
+        """Texts of `label_texts`, and the label of each; of known labels alone."""
+        texts, labels, absent = [], [], []
         for label, given in self.label_texts.items():
             given = [given] if isinstance(given, str) else given
             if not isinstance(given, list | tuple) or not all(
@@ -400,14 +411,7 @@ class AdapterClassifier(ClassifierMixin, BaseAdapterEstimator):
             warn(
                 f"label_texts speaks of {absent}, which no row has; these are left out.",
             )
-        if not texts:
-            return data
-        texts = check_texts(texts)
-        weights = data.weights
-        if weights is not None:
-            weights = np.append(weights, np.full(len(texts), weights.mean()))
-        y = np.concatenate([data.y, target.rows_of(labels)])
-        return Data([*data.samples, *texts], y, weights, len(texts))
+        return texts, labels
 
     def _total_weights(self, data, target):
         if target.class_weights is None:

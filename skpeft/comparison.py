@@ -85,10 +85,10 @@ def compare_strategies(
     -----
     Memory is the resident set of this process, read every 2 milliseconds. Before each fit
     garbage is collected and, on Linux with glibc, memory that is free goes back to the
-    system; elsewhere what an earlier fit left may be used again unseen, and only the first
-    strategy is sure. Shorter peaks, other processes, and the memory of a GPU are not
-    seen; what other threads of the process use is. The column is NaN where `psutil` is
-    not installed.
+    system; elsewhere a fit may reuse memory that an earlier one freed, which is not
+    counted, so that only the number of the first strategy is reliable. Peaks shorter
+    than that, other processes and the memory of a GPU are not seen; other threads of
+    this process are. The column is NaN where `psutil` is not installed.
 
     Examples
     --------

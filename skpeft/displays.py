@@ -393,10 +393,11 @@ class EmbeddingDisplay:
         from matplotlib.collections import PathCollection
 
         found = []
-        for i, label in enumerate(np.unique(self.y)):
+        y = np.asarray(self.y)
+        for i, label in enumerate(np.unique(y)):
             ours = {**_style(i), "label": str(label), "s": 18, "alpha": 0.8}
             own = _options(PathCollection, kw, **ours)
-            found.append(ax.scatter(*points[self.y == label].T, **own))
+            found.append(ax.scatter(*points[y == label].T, **own))
         return found
 
     def _draw_numbers(self, ax, points, kw):

@@ -17,7 +17,7 @@ _C = 10.0
 # The start of training must leave something to learn: a probe that fits the rows does not.
 _START_ALPHA = 30.0
 _ALPHAS = np.logspace(-3, 3, 13)
-# Of how many rows a copy is made: of all, copies fill memory.
+# Rows that are copied at a time: a copy of all rows would fill the memory.
 _ROWS_AT_ONCE = 1024
 
 
@@ -75,8 +75,8 @@ def closed_form(
 def feature_scale(features: np.ndarray, weights: np.ndarray) -> float:
     """Root of the mean square distance of features from their mean; 1 if that is 0.
 
-    Where one row has nearly all of the weight, next to nothing is left of it: it is at least
-    a thousandth of what it were without weights.
+    If one row has nearly all of the weight, the weighted distance is nearly 0; so at
+    least a thousandth of the distance without weights is returned.
     """
     centre, square, plain = _centre(features, weights), 0.0, 0.0
     for rows in gen_batches(len(features), _ROWS_AT_ONCE):
@@ -298,7 +298,7 @@ def logits(head: LogisticRegression, features: np.ndarray) -> np.ndarray:
     return np.stack([-scores / 2, scores / 2], axis=1) if scores.ndim == 1 else scores
 
 
-def temper(head: LogisticRegression, temperature: float) -> None:
+def divide_logits(head: LogisticRegression, temperature: float) -> None:
     """Divide the logits of a fitted head by a temperature, in place [1]_.
 
     References

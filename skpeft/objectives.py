@@ -68,7 +68,7 @@ class Objective(WithParameters):
         """Epochs where the user names none: many for few rows, few for many."""
         return int(np.clip(round(2500 / n_rows), 3, 20))
 
-    def pace(self, n_steps: int) -> float:
+    def learning_rate_factor(self, n_steps: int) -> float:
         """Factor on the adapter's own learning rate where the user names none."""
         return 1.0
 
@@ -120,7 +120,7 @@ class Contrastive(Objective):
         """Epochs where the user names none: six, fewer for many rows."""
         return int(np.clip(round(1500 / n_rows), 3, 6))
 
-    def pace(self, n_steps: int) -> float:
+    def learning_rate_factor(self, n_steps: int) -> float:
         """Few large steps do as well as many small ones: 4 for six steps, 1 for many."""
         return float(np.clip(4.0 * (6 / n_steps) ** 0.5, 1.0, 4.0))
 
@@ -334,8 +334,8 @@ def resolve_objective(
     task : {"classification", "multi-label classification", "regression"}
         What the targets are.
     pairs : bool, default=False
-        Whether samples are pairs of texts. Classes of these lie in how two texts relate,
-        and "auto" does not draw the texts of a class together then.
+        Whether samples are pairs of texts. The class of a pair says how its two texts
+        relate, so that "auto" is then no contrastive objective.
 
     Returns
     -------

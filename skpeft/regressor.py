@@ -73,20 +73,20 @@ class AdapterRegressor(RegressorMixin, BaseAdapterEstimator):
     batch_size : int or None, default=None
         Rows of a training step. None: 32, fewer (down to 16) for long texts.
     learning_rate : float or None, default=None
-        Peak learning rate of AdamW [1]_. None: the adapter's own times the `pace` of the
-        objective, which is above 1 where there are few steps.
+        Peak learning rate of AdamW [1]_. None: the adapter's own, times the objective's
+        `learning_rate_factor`, which is above 1 where there are few steps.
     weight_decay : float, default=0.01
         Decoupled weight decay of the trained weights.
     warmup_fraction : float, default=0.1
         Fraction of the steps in which the learning rate rises; then it falls to 0.
     shrinkage : "auto" or float in [0, 1], default="auto"
         How far the trained adapters are drawn back to the frozen encoder: 0 leaves them
-        as trained, 1 undoes them. "auto": as far as rows say that the adapters have not
-        seen, which is near 0 where adapters help. These are the rows of `X_val` or,
-        without it, one half of the rows, for a second fit on the other half; those that
-        `early_stopping` splits off do not serve here. From them the default
-        classification head gets the temperature of its probabilities too. A `head` of
-        yours gets the adapters as trained.
+        as trained, 1 undoes them. "auto" chooses it by rows that the adapters have not
+        seen; where adapters help, it is near 0. These rows are `X_val` or, without it,
+        one half of the rows, after a second fit on the other half; the rows that
+        `early_stopping` splits off are not used for this. The temperature of the
+        default classification head's probabilities comes from the same rows. With a
+        `head` of yours, "auto" leaves the adapters as trained.
     early_stopping : bool or "auto", default="auto"
         Whether to stop when the score on validation rows no longer rises, and to keep
         the best state. "auto": if `X_val` is given. True without `X_val` splits off

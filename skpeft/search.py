@@ -85,9 +85,10 @@ class BaseAdapterCV:
     def fit(self, X, y=None, sample_weight=None, *, groups=None):
         """Cross-validate the candidates, then fit the best on all rows.
 
-        An error leaves an earlier fit as it was. An interrupt ends the search, and leaves
-        nothing; in the last fit it ends the training, and the best state so far is kept,
-        but not by what `clone` made.
+        If an error is raised, an earlier fit stays as it was. Ctrl-C during the search
+        ends it and leaves the object unfitted. Ctrl-C while the last fit trains its
+        adapters ends that training and keeps the best state so far, except in what
+        `clone` has made.
 
         Parameters
         ----------
@@ -109,7 +110,7 @@ class BaseAdapterCV:
         Raises
         ------
         ValueError
-            If a parameter, X, y or a weight is out of what is expected.
+            If a parameter, X, y or a weight is invalid.
         TypeError
             If X is no sequence of samples.
         """

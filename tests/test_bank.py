@@ -381,7 +381,7 @@ def test_rows_that_come_mixed_up_are_refused():
     update = LoRALinear(base, 1, 1.0, 0.0, torch.Generator())
     route = _shared.Route(torch.device("cpu"))
     layer = _shared.StackedLoRA(base, [update, None], route)
-    route.lead(np.array([0, 1]))
+    route.assign(np.array([0, 1]))
     assert layer(torch.zeros(2, 5, 3)).shape == (2, 5, 2)
     with pytest.raises(ValueError, match="10 rows came to a layer in a batch of 2"):
         layer(torch.zeros(10, 3))
@@ -401,7 +401,7 @@ def test_in_bfloat16_stacked_updates_are_computed_in_float32():
     with torch.no_grad():
         layer = _shared.StackedLoRA(base, updates, route)
     owners = np.array([0, 1, 0])
-    route.lead(owners)
+    route.assign(owners)
     x = torch.randn(3, 7, 6, generator=torch.Generator().manual_seed(1))
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         found = layer(x)

@@ -1372,10 +1372,10 @@ def test_device_may_be_set_where_a_model_is_loaded():
 
 
 def test_label_texts_are_among_the_rows_that_a_linear_layer_starts_from(monkeypatch):
-    n_hints = []
+    n_label_texts = []
 
     def rows_to_start(rows, *others):
-        n_hints.append(rows.n_hints)
+        n_label_texts.append(rows.n_label_texts)
         return plain(rows, *others)
 
     plain = _planning.rows_to_start
@@ -1384,7 +1384,7 @@ def test_label_texts_are_among_the_rows_that_a_linear_layer_starts_from(monkeypa
     hints = {"+": "good", "-": "bad"}
     own = {"objective": "cross_entropy", "max_epochs": 1, "label_texts": hints}
     make(early_stopping=True, **own).fit(TEXTS, LABELS)
-    assert n_hints == [2, 2]
+    assert n_label_texts == [2, 2]
 
 
 def test_head_that_has_predict_once_it_is_fitted():

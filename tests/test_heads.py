@@ -19,9 +19,9 @@ from skpeft.heads import (
     LabelwiseLogisticRegression,
     closed_form,
     default_head,
+    divide_logits,
     feature_scale,
     logits,
-    temper,
     weight_argument,
 )
 
@@ -130,7 +130,7 @@ def test_tempered_head_has_the_softmax_of_divided_logits(y):
     exponents = np.exp(raw)
     shares = exponents / exponents.sum(axis=1, keepdims=True)
     np.testing.assert_allclose(head.predict_proba(X), shares)
-    temper(head, 2.5)
+    divide_logits(head, 2.5)
     exponents = np.exp(raw / 2.5)
     shares = exponents / exponents.sum(axis=1, keepdims=True)
     np.testing.assert_allclose(head.predict_proba(X), shares)
@@ -142,11 +142,11 @@ def test_weights_go_to_the_last_step_of_a_pipeline():
     assert weight_argument(piped) == "svc__sample_weight"
 
 
-def rows_of(targets, weights=None, n_hints=0):
+def rows_of(targets, weights=None, n_label_texts=0):
     """Rows whose items are their numbers."""
     n = len(targets)
     return Rows(
-        [*range(n)], targets, np.ones(n) if weights is None else weights, n_hints
+        [*range(n)], targets, np.ones(n) if weights is None else weights, n_label_texts
     )
 
 
@@ -167,7 +167,7 @@ def test_layer_starts_from_all_rows_where_they_are_few_or_numbers(n, task):
 def test_layer_starts_from_rows_of_everywhere_and_all_hints_with_weights_of_mean_1():
     weights = np.full(2000, 1e-6)
     weights[::100] = 1.0
-    rows = rows_of(np.ones((2000, 3)), weights, n_hints=5)
+    rows = rows_of(np.ones((2000, 3)), weights, n_label_texts=5)
     found = rows_to_start(rows, "multi-label classification", RandomState(0))
     assert len(set(found.items)) == 512
     assert np.ptp(found.items) > 1000

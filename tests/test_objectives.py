@@ -293,7 +293,7 @@ def test_default_length_and_pace_are_bounded_and_fall_with_the_rows(kind):
     epochs = [kind().default_epochs(n) for n in (2, 50, 500, 50_000)]
     assert epochs == sorted(epochs, reverse=True)
     assert epochs[-1] >= 3
-    paces = [kind().pace(n) for n in (1, 6, 50, 5000)]
+    paces = [kind().learning_rate_factor(n) for n in (1, 6, 50, 5000)]
     assert paces == sorted(paces, reverse=True)
     assert (paces[-1], max(paces) <= 4) == (1.0, True)
 
@@ -312,9 +312,13 @@ def test_default_epochs_show_about_as_many_rows_between_their_bounds():
 
 
 def test_pace_of_contrastive_falls_with_the_root_of_the_steps_from_4_to_1():
-    paces = [Contrastive().pace(n) for n in (1, 6, 24, 54, 96, 1000)]
+    paces = [Contrastive().learning_rate_factor(n) for n in (1, 6, 24, 54, 96, 1000)]
     np.testing.assert_allclose(paces, [4, 4, 4 / 2, 4 / 3, 1, 1])
-    assert CrossEntropy().pace(1) == SquaredError().pace(6) == 1.0
+    assert (
+        CrossEntropy().learning_rate_factor(1)
+        == SquaredError().learning_rate_factor(6)
+        == 1.0
+    )
 
 
 @pytest.mark.parametrize("kind", OBJECTIVES.values())
@@ -331,7 +335,7 @@ def test_objective_that_says_nothing_sees_features_in_plain_batches_of_32():
 
     spec = resolve_objective(Bare(), "regression")
     assert (spec.needs_predictions, spec.balanced_batches) == (False, False)
-    assert (spec.default_batch_size, spec.pace(1)) == (32, 1.0)
+    assert (spec.default_batch_size, spec.learning_rate_factor(1)) == (32, 1.0)
     with pytest.raises(NotImplementedError):
         spec.value(torch.zeros(1, 1), torch.zeros(1))
 

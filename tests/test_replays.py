@@ -96,7 +96,9 @@ def no_gpu(monkeypatch):
     monkeypatch.setattr(_replays, "new_place", lambda device: (STREAM, None))
     monkeypatch.setattr(_replays, "_IDLE_STREAMS", {torch.device("cpu"): []})
     monkeypatch.setattr(_replays, "has_room", lambda device: True)
-    monkeypatch.setattr(_replays, "settle", lambda device, place: None)
+    monkeypatch.setattr(
+        _replays, "reset_after_failed_capture", lambda device, place: None
+    )
 
 
 @pytest.fixture
@@ -203,7 +205,9 @@ def test_nothing_is_replayed_after_an_error_or_interrupt(error, no_gpu, monkeypa
 
     settled = []
     monkeypatch.setattr(_replays, "Recording", Stops)
-    monkeypatch.setattr(_replays, "settle", lambda *what: settled.append(what))
+    monkeypatch.setattr(
+        _replays, "reset_after_failed_capture", lambda *what: settled.append(what)
+    )
     weight = torch.nn.Parameter(torch.ones(3))
     replays, ended = _replays.Replays([weight], 1e-4), 0
     for _ in range(5):

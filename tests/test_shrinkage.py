@@ -11,7 +11,7 @@ from sklearn.metrics import log_loss
 from skpeft import AdapterClassifier, AdapterRegressor, _fitting, _shrinkage
 from skpeft._shrinkage import HeldOut, between, half_of, judge
 from skpeft.adapters import LoRA
-from skpeft.heads import logits, temper
+from skpeft.heads import divide_logits, logits
 
 THINGS = ["film", "book", "play", "song", "car", "tea", "pot", "road"]
 TEXTS = [f"{word} {thing}" for thing in THINGS for word in ("good", "bad")]
@@ -135,7 +135,7 @@ def test_temper_divides_the_logits(n_classes):
     np.testing.assert_allclose(
         log_softmax(before, axis=1), head.predict_log_proba(X), atol=1e-9
     )
-    temper(head, 2.5)
+    divide_logits(head, 2.5)
     np.testing.assert_allclose(logits(head, X), before / 2.5)
 
 

@@ -82,8 +82,6 @@ def _by_name(name: str, *more: str) -> Adapter:
 def resolve_adapter(
     adapter: str | Adapter | Sequence[Adapter | str] | None,
     rank: int | None = None,
-    *,
-    wide: bool = False,
 ) -> Adapter | None:
     """Turn the estimators' `adapter` and `rank` into a spec of their own.
 
@@ -94,8 +92,6 @@ def resolve_adapter(
         PEFT's LoRA, HiRA or IA3, which is translated, or None for no adapter.
     rank : int or None
         Overrides the capacity of the adapter where given.
-    wide : bool, default=False
-        Whether "auto" is HiRA, which changes all linear layers at full rank, and not LoRA.
 
     Returns
     -------
@@ -124,7 +120,7 @@ def resolve_adapter(
             )
         return None
     if isinstance(adapter, str) and adapter == "auto":
-        spec = HiRA() if wide else LoRA()
+        spec = LoRA()
     elif isinstance(adapter, str):
         spec = _by_name(adapter, "auto")
     elif isinstance(adapter, Adapter):

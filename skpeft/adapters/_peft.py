@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -204,7 +204,8 @@ def read(folder: str | os.PathLike) -> Saved:
             f"which writes {TENSORS}."
         )
     config = parse_json(read_file(place, CONFIG), CONFIG)
-    kind = _checked_kind(config, _HONOURED | _TOLD_BY_FILE | _IDLE_IN_FILE)
+    kind = _kind_of(config)
+    _check_fields(config, _HONOURED | _TOLD_BY_FILE | _IDLE_IN_FILE)
     for field in _STARTS:
         start = config.get(field, True)
         if start not in _STARTS_IN_FILE:
@@ -251,21 +252,23 @@ def _by_layer(
     return layers
 
 
-def _checked_kind(config: Mapping[str, Any], honoured: Iterable[str]) -> str:
-    """Method of a configuration; every field must be one that we honour, or unset."""
+def _kind_of(config: Mapping[str, Any]) -> str:
+    """Method of a configuration, known to be one of ours."""
     kind = getattr(config.get("peft_type"), "value", config.get("peft_type"))
     if kind not in KINDS:
         raise ValueError(
             f"peft_type={kind!r} was given by PEFT's configuration; those that skpeft "
             f"shares with PEFT are {sorted(KINDS)}. Use a spec of skpeft.adapters instead."
         )
+    return kind
+
+
+def _check_fields(config: Mapping[str, Any], honoured: Iterable[str]) -> None:
+    """Refuse a field that is set and that we do not honour."""
     for name, value in config.items():
-        unset = (
-            value in (None, False, "none") or value in ([], {}, ()) or value == set()
-        )
+        unset = value in (None, False, "none", [], {}, ()) or value == set()
         if name not in honoured and not unset:
             raise ValueError(_refusal(name, value))
-    return kind
 
 
 def _refusal(field: str, value: object) -> str:
@@ -291,7 +294,7 @@ def spec_from_folder(
         Whether the tensors stay as they are.
     """
     saved = read(folder)
-    found = KINDS[_checked_kind(saved.config, saved.config)]
+    found = KINDS[_kind_of(saved.config)]
     if found is not kind:
         raise ValueError(
             f"The folder {str(folder)!r} holds a {found.__name__}, not a {kind.__name__}. "
@@ -303,14 +306,8 @@ def spec_from_folder(
         for path, parts in saved.layers.items()
         if "ia3_l" in parts and parts["ia3_l"].shape[0] == 1
     ]
-    fitting = []
-    for table in FAMILIES.values():
-        roles = _roles_of_paths(saved.layers, table)
-        scaled = _roles_of_paths(inputs, table)
-        if roles is not None and scaled is not None:
-            fitting.append((roles, scaled))
-    where = _only(fitting)
-    if where is None:
+    fitting = _in_families(_roles_of_paths, saved.layers, inputs)
+    if len(fitting) != 1:
         raise ValueError(
             f"The layers of the adapter in {str(folder)!r}, such as "
             f"{next(iter(saved.layers))!r}, are not all linear layers of the blocks of a "
@@ -319,7 +316,7 @@ def spec_from_folder(
         )
     spec: Any = kind(
         **parameters(saved.config),
-        **_places(kind, *where),
+        **_places(kind, *fitting.pop()),
         weights=str(Path(folder).expanduser().resolve()),
         frozen=frozen,
     )
@@ -405,7 +402,7 @@ def _targeted(config: Mapping[str, Any], names: Sequence[str]) -> list[str]:
 
 def _check_parameters(adapter: Adapter, config: Mapping[str, Any]) -> None:
     """Refuse a spec that does not say what the saved adapter does; dropout is free."""
-    if type(adapter) is not KINDS[_checked_kind(config, config)]:
+    if type(adapter) is not KINDS[_kind_of(config)]:
         raise ValueError(
             f"weights={adapter.weights!r} was given to {type(adapter).__name__}, but a "
             f"{config['peft_type']} is saved there. Use the spec of that method."
@@ -425,7 +422,7 @@ def _check_parameters(adapter: Adapter, config: Mapping[str, Any]) -> None:
 
 def parameters(config: Mapping[str, Any]) -> dict[str, Any]:
     """Parameters of a spec, but for its roles, that a configuration gives."""
-    kind = KINDS[_checked_kind(config, config)]
+    kind = KINDS[_kind_of(config)]
     if kind is IA3:
         return {}
     if kind is HiRA:
@@ -454,7 +451,8 @@ def spec_from_config(config: Any) -> Adapter:
         For a method or a field that cannot be honoured.
     """
     fields = config.to_dict()
-    kind = KINDS[_checked_kind(fields, _HONOURED)]
+    kind = KINDS[_kind_of(fields)]
+    _check_fields(fields, _HONOURED)
     for field in _STARTS:
         if fields.get(field, True) is not True:
             raise ValueError(_refusal(field, fields[field]))
@@ -470,22 +468,16 @@ def spec_from_config(config: Any) -> Adapter:
         )
     inputs = fields.get("feedforward_modules") or []
     inputs = [inputs] if isinstance(inputs, str) else inputs
-    fitting = []
-    for table in FAMILIES.values():
-        roles = _roles_of_names(sorted(given), table)
-        scaled = _roles_of_names(sorted(inputs), table)
-        if roles is not None and scaled is not None:
-            fitting.append((roles, tuple(role for role in scaled if role in roles)))
-    found = _only(fitting)
-    if found is None:
+    fitting = _in_families(_roles_of_names, given, inputs)
+    if len(fitting) != 1:
         raise ValueError(
             f"target_modules={sorted(given)} of PEFT's configuration"
             + (f" with feedforward_modules={sorted(inputs)}" if kind is IA3 else "")
-            + f" cannot be honoured: that means {sorted(set(fitting)) or 'no roles'} in the "
+            + f" cannot be honoured: that means {sorted(fitting) or 'no roles'} in the "
             f"known families of models. Give the roles themselves: {kind.__name__}(roles=...)"
             f", of {list(ROLES)}."
         )
-    return kind(**options, **_places(kind, *found))
+    return kind(**options, **_places(kind, *fitting.pop()))
 
 
 def _places(
@@ -495,10 +487,16 @@ def _places(
     return {"roles": roles, **({"input_roles": scaled} if kind is IA3 else {})}
 
 
-def _only(found: Iterable[Any]) -> Any:
-    """The one answer that was found, if there is exactly one."""
-    answers = {answer for answer in found if answer is not None}
-    return answers.pop() if len(answers) == 1 else None
+def _in_families(
+    roles_of: Callable, layers: Iterable[str], inputs: Iterable[str]
+) -> set[tuple]:
+    """Roles of layers, and of those whose input is scaled, in families that have all."""
+    pairs = [(roles_of(layers, t), roles_of(inputs, t)) for t in FAMILIES.values()]
+    return {
+        (roles, tuple(role for role in scaled if role in roles))
+        for roles, scaled in pairs
+        if roles is not None and scaled is not None
+    }
 
 
 def _linear_roles(table: Mapping[str, str]) -> dict[str, str]:

@@ -228,11 +228,11 @@ class Adapter(WithParameters):
         validate_spec(self)
 
 
-class SharedWithPeft(Adapter):
-    """Base class of the methods that PEFT has too, and may have trained.
+class WithRoles(Adapter):
+    """Base class of the methods with a parameter `roles`.
 
-    They have the parameters `roles`, `weights` and `frozen`; roles of None are all linear
-    layers of a block.
+    None stands for all linear layers of a block, and its normalisations where the method
+    can act on them.
     """
 
     roles: Sequence[str] | None
@@ -243,13 +243,28 @@ class SharedWithPeft(Adapter):
 
     def roles_in(self, table: Mapping[str, str]) -> tuple[str, ...]:
         """Roles of one encoder at which the method acts."""
-        return linear_roles(table) if self.roles is None else super().roles_in(table)
+        if self.roles is not None:
+            return super().roles_in(table)
+        if self.adapts_norms:
+            return tuple(role for role in table if role != "blocks")
+        return linear_roles(table)
 
     def validate(self) -> None:
         """Check the parameters; raises `ValueError` naming the one that is wrong."""
         super().validate()
         if self.roles is not None:
             check_roles(self)
+
+
+class SharedWithPeft(WithRoles):
+    """Base class of the methods that PEFT has too, and may have trained.
+
+    They have the parameters `weights` and `frozen` besides.
+    """
+
+    def validate(self) -> None:
+        """Check the parameters; raises `ValueError` naming the one that is wrong."""
+        super().validate()
         check_start(self)
 
     @classmethod
@@ -295,11 +310,11 @@ def linear_roles(table: Mapping[str, str]) -> tuple[str, ...]:
 class AdaptedLayer(nn.Module):
     """Base of the modules that replace a frozen layer.
 
-    The frozen layer stays reachable as `base`, and what is asked of this module and only
-    the frozen one has, such as `weight` or `in_features`, is the frozen one's. Every
-    parameter outside `base` is the adapter's, which computes with them inside of `unrounded`.
-    The output has the type of the frozen layer's own, which in reduced precision is not that
-    of these parameters.
+    The frozen layer stays reachable as `base`, and attributes that this module lacks,
+    such as `weight` or `in_features`, are looked up on it. Every parameter outside
+    `base` is the adapter's; computations with them belong inside `unrounded`. The
+    output must have the number type of the frozen layer's output, which in reduced
+    precision is not that of these parameters.
 
     Parameters
     ----------

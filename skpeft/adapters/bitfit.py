@@ -1,15 +1,14 @@
 """Learned differences of biases."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
-from skpeft._validation import check_roles
-from skpeft.adapters.base import AdaptedLayer, Adapter, folded, widths, zeros
+from skpeft.adapters.base import AdaptedLayer, WithRoles, folded, widths, zeros
 
 
-class BitFit(Adapter):
+class BitFit(WithRoles):
     r"""Learned differences of biases.
 
     A layer :math:`f(x)`, linear or a normalisation, becomes :math:`f(x) + b`. The
@@ -40,22 +39,6 @@ class BitFit(Adapter):
 
     def __init__(self, *, roles: Sequence[str] | None = None) -> None:
         self.roles = roles
-
-    def target_roles(self) -> tuple[str, ...]:
-        """Roles at which the method acts; none named where it is all."""
-        return () if self.roles is None else tuple(self.roles)
-
-    def roles_in(self, table: Mapping[str, str]) -> tuple[str, ...]:
-        """Roles of one encoder at which the method acts."""
-        if self.roles is None:
-            return tuple(role for role in table if role != "blocks")
-        return super().roles_in(table)
-
-    def validate(self) -> None:
-        """Check the parameters; raises `ValueError` naming the one that is wrong."""
-        super().validate()
-        if self.roles is not None:
-            check_roles(self)
 
     def wrap(
         self, layer: nn.Module, role: str, generator: torch.Generator

@@ -68,9 +68,9 @@ def resolve_encoder(encoder):
     else:
         raise TypeError(
             f"encoder must be a model name or folder, a loaded SentenceTransformer or an "
-            f"encoder spec, got an object of type {type(encoder).__name__}. Of a model of "
-            "transformers give the name or folder, or the SentenceTransformer that has it "
-            "as its first module; a torch module of numeric rows goes into "
+            f"encoder spec, got an object of type {type(encoder).__name__}. Of a model "
+            "of transformers pass the name or folder, or a SentenceTransformer that "
+            "has it as its first module; of a torch module that reads rows of numbers pass "
             "ArrayEncoder(module=...)."
         )
     spec.validate()

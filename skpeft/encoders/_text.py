@@ -54,8 +54,8 @@ _STEADY = {
     ("Dense", "None", None),
     ("Normalize", "None", None),
 }
-# Largest difference, relative to the largest entry, that is no trace of what fills texts up:
-# in reduced precision products of other shapes are rounded otherwise.
+# Largest difference, relative to the largest entry, that is taken for rounding and not
+# for an effect of padding: reduced precision rounds products of other shapes otherwise.
 _PADDING_ROUNDS = 2e-2
 # Before the names of what belongs to the second text of a pair.
 _SECOND = "second_"
@@ -101,19 +101,8 @@ class Weights:
         self.max_length = model.max_seq_length
         self.prompt = (model.prompts or {}).get(model.default_prompt_name, "")
         self.similarity = model._similarity_fn_name
-        read = [self.tokenizer(text, verbose=False) for text in _PROBES]
-        ids = [own["input_ids"] for own in read]
-        if any(any(own.get("token_type_ids", ())) for own in read):
-            raise ValueError(
-                "The tokenizer of the given model tells types of tokens in a single text, as "
-                "that of XLNet does, which skpeft does not hand on. Pass another model."
-            )
-        tokens, mask = (
-            part.to(model.device)
-            for part in pad([_array(row[:8] or [0]) for row in ids])
-        )
-        batch = {"input_ids": tokens, "attention_mask": mask}
-        self.probe = self._probe(module.eval(), batch)
+        ids = self._probe_ids()
+        self.probe = self._probe(module.eval(), ids, model.device)
         self.addresses = addresses(module)
         self.fingerprint = digest(
             module,
@@ -126,8 +115,24 @@ class Weights:
         self.module = module.to(device, dtype)
         self.side = self._padding_side(_array(ids[0] or [0]))
 
-    def _probe(self, module: "TextModule", batch: dict[str, Tensor]) -> np.ndarray:
+    def _probe_ids(self) -> list[list[int]]:
+        """Token ids of a few texts, by which tokenizers are told apart."""
+        read = [self.tokenizer(text, verbose=False) for text in _PROBES]
+        if any(any(own.get("token_type_ids", ())) for own in read):
+            raise ValueError(
+                "The tokenizer of the given model gives token types other than 0 for a "
+                "single text, as that of XLNet does, and skpeft does not pass them on. "
+                "Pass another model."
+            )
+        return [own["input_ids"] for own in read]
+
+    def _probe(
+        self, module: "TextModule", ids: list[list[int]], device: torch.device
+    ) -> np.ndarray:
         """Features of a few texts, which must be those that the model itself gives."""
+        rows = [_array(row[:8] or [0]) for row in ids]
+        tokens, mask = (part.to(device) for part in pad(rows))
+        batch = {"input_ids": tokens, "attention_mask": mask}
 
         def of_its_own(batch: dict[str, Tensor]) -> Tensor:
             features = self.shell.eval()(dict(batch))

@@ -92,9 +92,9 @@ class Backbone:
         How often blocks run in a pass, all together, where they share weights; None: each
         of them once.
     rowwise : bool, default=True
-        Whether on a CPU a token has the same bits whatever goes through with it. Where not,
-        what is kept of an item is computed by itself, and its features also where tensors
-        stand outside of `root`.
+        Whether, on a CPU, the bits of a token's results do not depend on what else is
+        in the batch. If they do, what is cached of an item is computed for it alone.
+        Frozen features are computed so also if there are tensors outside of `root`.
 
     Examples
     --------
@@ -162,11 +162,11 @@ class Backbone:
         raise NotImplementedError
 
     def collate_in_steps(self, items: Sequence[Item]) -> dict[str, Tensor]:
-        """Make one batch, padded to a number of tokens that comes again, where that can be."""
+        """Make one batch, padded to a multiple of some tokens, if that is possible."""
         return self.collate(items)
 
     def windows(self, item: Item) -> list[Item]:
-        """What of an item goes through the module, each as an item of its own."""
+        """Parts of an item that go through the module one by one, each as an item."""
         return [item]
 
     def join(self, features: Tensor, items: Sequence[Item]) -> Tensor:
