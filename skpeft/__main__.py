@@ -420,13 +420,18 @@ def _read(file):
     for separator, name in ((";", "semicolons"), ("\t", "tabs")):
         if len(columns) == 1 and separator in columns[0]:
             raise ValueError(
-                f"{file} has {name} between its columns; save it with commas"
+                f"{file} has {name} between its columns; save it with commas, or in Python: "
+                f"pandas.read_csv({str(file)!r}, sep={separator!r}).to_csv('new.csv', "
+                "index=False)"
             )
     for line, row in rows:
         if len(row) != len(columns):
+            remedy = "put fields that hold commas in double quotes"
+            if len(row) < len(columns):
+                remedy = "a blank field still needs its comma"
             raise ValueError(
                 f"{file}, line {line}: {len(row)} fields, but {len(columns)} column names; "
-                "put fields that hold commas in double quotes"
+                f"{remedy}"
             )
     return columns, [row for _, row in rows]
 
@@ -444,9 +449,11 @@ def _numbered_rows(file):
 
 
 def _column(columns, name, file):
-    if columns.count(name) != 1:
+    n_such = columns.count(name)
+    if n_such != 1:
+        found = f"{n_such} columns" if n_such else "no column"
         raise ValueError(
-            f"{file} has {columns.count(name) or 'no'} columns named {name!r}, one is needed; "
+            f"{file} has {found} named {name!r}, one is needed; "
             f"its columns, by its first line, are: {', '.join(map(_shown, columns))}"
         )
     return columns.index(name)
@@ -523,8 +530,15 @@ def _frame(columns):
 
 
 def _indicator(text, column):
-    known = {"false": 0.0, "true": 1.0}.get(text.lower())  # as pandas writes booleans
-    return _number(text, column) if known is None else known
+    known = {"false": 0, "true": 1, "0": 0, "1": 1, "0.0": 0, "1.0": 1}.get(
+        text.lower()
+    )
+    if known is None:
+        raise ValueError(
+            f"the column {column!r} holds {text!r}; where --label is given several times each "
+            "column holds 0 or 1, or True or False, and says whether a row has that label"
+        )
+    return known
 
 
 def _number(text, column):

@@ -130,9 +130,10 @@ def _rows(X) -> list:
     if isinstance(X, np.ndarray) and X.dtype.kind not in "OUT":
         raise ValueError(_no_text(X))
     if n_axes not in (1, 2):
+        remedy = "Reshape it" if n_axes else "Pass one text as [text]"
         raise ValueError(
             f"X has {n_axes} dimensions; texts come as (n,), (n, 1) or, for pairs, "
-            "(n, 2). Reshape it."
+            f"(n, 2). {remedy}."
         )
     if isinstance(X, np.ndarray):
         return X.tolist()
@@ -154,6 +155,8 @@ def _refuse_no_sequence(X) -> None:
     has_no_order = X is None or isinstance(X, dict | set | frozenset)
     if has_no_order or not hasattr(X, "__len__"):
         remedy = "Turn it into a list first"
+        if hasattr(X, "collect"):  # of polars, lazy
+            remedy = "Call its collect() first"
         if has_no_order:
             remedy = "Give the texts, in order"
         raise TypeError(
@@ -212,7 +215,7 @@ def _check_text(text, place: str) -> str:
             f"{place} holds a lone surrogate, which no encoding can represent. Clean the "
             "text, for example with text.encode('utf-8', 'replace').decode()."
         ) from None
-    return str(text)
+    return str.__str__(text)  # itself, also of a member of an Enum
 
 
 _SEVERAL_LABELS = (

@@ -354,6 +354,12 @@ class LiveNetwork:
         backbone = self.backbone
         return [sum(map(backbone.length, backbone.windows(item))) for item in items]
 
+    def copies(self, items: Sequence[Item]) -> np.ndarray:
+        """For each item the number of the first one of the same content."""
+        first: dict[tuple[bytes, ...], int] = {}
+        digests = [tuple(map(content, self.windows([item]))) for item in items]
+        return np.array([first.setdefault(d, i) for i, d in enumerate(digests)])
+
     def windows(self, items: Sequence[Item]) -> list[Item]:
         """What goes through the module: the items, or windows of those that are long."""
         backbone = self.backbone

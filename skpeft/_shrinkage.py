@@ -96,8 +96,9 @@ def fit_half(
 ) -> HeldOut | None:
     """Outputs on half of the rows from adapters and heads fitted on the other half.
 
-    Costs half a fit: two such halves were not seen to judge better than one. None where
-    the rows do not suffice. The network is left as trained here.
+    Costs half a fit: two such halves were not seen to judge better than one. Rows of the
+    same content are in one half, and one row of the evidence where their targets are the
+    same too. None where the rows do not suffice. The network is left as trained here.
 
     Parameters
     ----------
@@ -110,9 +111,12 @@ def fit_half(
     objective, settings, random_state
         As for training on all rows.
     """
-    kept, left = half_of(rows.own.targets, objective.task, random_state)
+    own = rows.own
+    same = network.copies(own.items)
+    kept, left = half_of(own.targets, objective.task, random_state, same)
+    left, weights = as_one(left, own, same)
     fitted = rows.with_label_texts(kept)
-    if len(left) < 2 or not (rows.weights[left].any() and rows.weights[fitted].any()):
+    if len(left) < 2 or not (weights.any() and rows.weights[fitted].any()):
         return None
     network.load_state(start)
     plain = replace(
@@ -122,16 +126,15 @@ def fit_half(
         title="held-out check",
         check_gradients=False,
     )
-    half, start_rows = (
-        replace(rows.take(fitted), n_label_texts=rows.n_label_texts),
-        None,
-    )
+    half = replace(rows.take(fitted), n_label_texts=rows.n_label_texts)
+    start_rows = None
     if objective.needs_predictions:
         start_rows = rows_to_start(half, objective.task, random_state)
     train(network, half, objective, plain, random_state, History(), start=start_rows)
     adapted = network.features(rows.items)
     features = adapted[fitted], adapted[left]
-    return held_out(features, half, rows.take(left), objective.task)
+    unseen = replace(rows.take(left), weights=weights)
+    return held_out(features, half, unseen, objective.task)
 
 
 def on_validation_rows(
@@ -148,17 +151,48 @@ def on_validation_rows(
 
 
 def half_of(
-    targets: np.ndarray, task: str, random_state: RandomState
+    targets: np.ndarray, task: str, random_state: RandomState, same: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Numbers of the rows to fit on and to hold out: of each class one half."""
-    order = random_state.permutation(len(targets))
+    """Numbers of the rows to fit on and to hold out: of each class one half.
+
+    Parameters
+    ----------
+    targets : ndarray of shape (n_rows,) or (n_rows, n_outputs)
+        Targets of the rows.
+    task : str
+        As of the objective.
+    random_state : RandomState
+        Draws the halves.
+    same : ndarray of shape (n_rows,)
+        For each row the number of the first one of the same content, which it goes with.
+    """
+    firsts = np.unique(same)
+    order = firsts[random_state.permutation(len(firsts))]
     groups = (
         [order[targets[order] == c] for c in np.unique(targets)]
         if task == "classification"
         else [order]
     )
-    kept = np.sort(np.concatenate([group[::2] for group in groups]))
-    return kept, np.setdiff1d(order, kept)
+    chosen = np.concatenate([group[::2] for group in groups])
+    if task == "classification":  # classes that only copies of other rows have
+        absent = np.setdiff1d(targets, targets[np.isin(same, chosen)])
+        chosen = np.append(chosen, same[np.isin(targets, absent)])
+    kept = np.isin(same, chosen)
+    return np.flatnonzero(kept), np.flatnonzero(~kept)
+
+
+def as_one(
+    numbers: np.ndarray, rows: Rows, same: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """The first of the rows of the same content and target, with the weight of all."""
+    alike: dict[tuple[int, bytes], list[int]] = {}
+    for number in numbers:
+        key = int(same[number]), rows.targets[number].tobytes()
+        alike.setdefault(key, []).append(number)
+    weights = [rows.weights[every].sum() for every in alike.values()]
+    return np.array([every[0] for every in alike.values()], dtype=int), np.array(
+        weights
+    )
 
 
 def judge(evidence: HeldOut, task: str) -> Verdict:

@@ -194,7 +194,8 @@ def _checked(estimators):
         if not isinstance(name, str) or not isinstance(estimator, BaseAdapterEstimator):
             raise TypeError(
                 f"{name!r}: {estimator!r} was given to AdapterBank; a task has a str as "
-                "name and is a fitted AdapterClassifier or AdapterRegressor."
+                "name and is a fitted AdapterClassifier or AdapterRegressor, such as the last "
+                "step of a pipeline."
             )
     _check_fitted(estimators)
     _check_agree(estimators)

@@ -358,7 +358,8 @@ class AdapterClassifier(ClassifierMixin, BaseAdapterEstimator):
             raise ValueError(
                 f"class_weight={self.class_weight!r} was given ({error}). A number for each "
                 f"label is expected, of which y has {classes.tolist()[:10]}. Inside "
-                "VotingClassifier and StackingClassifier these are the numbers of the classes."
+                "VotingClassifier, StackingClassifier and CalibratedClassifierCV these are "
+                "the numbers of the classes."
             ) from error
         if not (np.isfinite(found).all() and found.min() >= 0 < found.max()):
             raise ValueError(
@@ -404,8 +405,8 @@ class AdapterClassifier(ClassifierMixin, BaseAdapterEstimator):
         if len(absent) == len(self.label_texts):
             raise ValueError(
                 f"label_texts has the keys {absent}; expected are labels in y, such as "
-                f"{classes[:10]}. Inside VotingClassifier and StackingClassifier these are the "
-                "numbers of the classes."
+                f"{classes[:10]}. Inside VotingClassifier, StackingClassifier and "
+                "CalibratedClassifierCV these are the numbers of the classes."
             )
         if absent:
             warn(
@@ -417,7 +418,17 @@ class AdapterClassifier(ClassifierMixin, BaseAdapterEstimator):
         if target.class_weights is None:
             return data.weights
         by_class = target.class_weights[target.encode(data.y)]
-        return by_class if data.weights is None else by_class * data.weights
+        if data.weights is None:
+            return by_class
+        with np.errstate(over="ignore"):
+            weights = by_class * data.weights
+        if not (np.isfinite(weights).all() and weights.any() == by_class.any()):
+            raise ValueError(
+                f"The products of class_weight (up to {by_class.max():.3g}) and sample_weight "
+                f"(up to {data.weights.max():.3g}) are beyond the numbers of float64. Divide "
+                "one of them by its largest."
+            )
+        return weights
 
     @available_if(_head_has("predict_proba"))
     def predict_proba(self, X):
@@ -486,7 +497,16 @@ class AdapterClassifier(ClassifierMixin, BaseAdapterEstimator):
         float
             In [0, 1].
         """
-        y = check_indicators(y) if n_columns(y) > 1 else y
+        if n_columns(y) > 1:
+            self._check_fitted()
+            own = np.asarray(self.classes_).tolist()
+            names = list(getattr(y, "columns", ()))
+            if names != own and set(names) == set(own):
+                raise ValueError(
+                    f"y has the columns {names}, but was fitted with {own}; the same order is "
+                    "expected. Pass y[list(clf.classes_)]."
+                )
+            y = check_indicators(y)
         return super().score(X, y, sample_weight)
 
     def __sklearn_tags__(self):

@@ -215,6 +215,7 @@ class AdapterScores(TransformerMixin, BaseEstimator):
         """Splitter into so many folds, if there are rows enough."""
         by_class = is_classifier(self.estimator) and n_columns(y) == 1
         kind = StratifiedKFold if by_class else KFold
+        y = np.asarray(y)
         sizes = Counter(np.ravel(y).tolist()).values() if by_class else [len(y)]
         most = max(sizes, default=0)
         if self.cv > most:

@@ -356,6 +356,9 @@ def test_tasks_that_are_not_there_or_do_not_fit_the_rows_are_refused():
         bank.predict(TEXTS, task="mood")
     with pytest.raises(ValueError, match=r"\['mood'\]"):
         bank.predict(TEXTS[:2], task=["tone", "mood"])
+    numbered = AdapterBank({"1": bank.estimators["tone"]})
+    with pytest.raises(ValueError, match=r"\[1\], which this bank does not have"):
+        numbered.predict(TEXTS[:2], task=[1, 1])
     with pytest.raises(ValueError, match=r"shape \(1,\) for 7 rows"):
         bank.predict(TEXTS, task=["tone"])
 

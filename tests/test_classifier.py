@@ -774,6 +774,13 @@ def test_fit_at_verbose_1_ends_with_a_line_of_summary(capfd):
     assert line.endswith(" s on cpu in float32")
 
 
+def test_summary_names_no_best_epoch_where_some_have_no_score(capfd):
+    clf = make(verbose=1, warm_start=True, max_epochs=2).fit(TEXTS, LABELS)
+    clf.fit(TEXTS, LABELS, X_val=TEXTS, y_val=LABELS)
+    line = capfd.readouterr().err.splitlines()[-1]
+    assert f"; {clf.n_epochs_} epochs; " in line
+
+
 # Rows and labels ----------------------------------------------------------------------
 
 
@@ -811,6 +818,13 @@ def test_pairs_for_a_model_of_single_texts_are_named():
         ValueError, match="X holds pairs of texts, and fit was given single"
     ):
         clf.predict([("a", "b")])
+
+
+@pytest.mark.parametrize("size", [1e300, 1e-200])
+def test_weights_whose_products_are_no_numbers_are_refused(size):
+    clf = make(class_weight={"+": size, "-": 1.0 if size > 1 else size})
+    with pytest.raises(ValueError, match="beyond the numbers of float64"):
+        clf.fit(TEXTS, LABELS, np.full(len(TEXTS), size))
 
 
 def test_unknown_class_weight_is_named():

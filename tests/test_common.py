@@ -57,6 +57,17 @@ def test_estimator_on_numeric_rows_passes_check(estimator, check, monkeypatch):
     check(estimator)
 
 
+@pytest.mark.parametrize("estimator", SCORES, ids=str)
+@pytest.mark.parametrize("name", OUT_OF_FOLD)
+def test_checks_of_scores_fail_for_the_reason_given_alone(estimator, name):
+    every = estimator_checks_generator(estimator, mark=None)
+    (check,) = {
+        c.func.__name__: c for _, c in every if c.func.__name__ == name
+    }.values()
+    with pytest.raises(AssertionError, match="Not equal to tolerance"):
+        check(estimator)
+
+
 @pytest.mark.parametrize("estimator", ESTIMATORS, ids=lambda e: type(e).__name__)
 def test_estimator_on_numeric_rows_runs_the_whole_list(estimator):
     names = {

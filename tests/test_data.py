@@ -54,7 +54,18 @@ def test_check_texts_gives_plain_str(rows):
     class Word(str):
         __slots__ = ()
 
-    for X in (np.array(rows), [np.str_(row) for row in rows], [Word(r) for r in rows]):
+    class Named(Word):
+        __slots__ = ()
+
+        def __str__(self):
+            return "name"
+
+    kinds = np.str_, Word, Named
+    for kind in kinds:
+        assert check_texts([kind(row) for row in rows]) == [
+            str.__str__(kind(r)) for r in rows
+        ]
+    for X in (np.array(rows), *([kind(row) for row in rows] for kind in kinds)):
         assert {type(text) for text in check_texts(X)} == {str}
 
 
@@ -108,7 +119,7 @@ def test_check_texts_with_rows_of_unlike_width_names_the_first_odd_one(rows):
             "holds no text .dtype date",
         ),
         (np.full((2, 2, 2), "a"), ValueError, "3 dimensions"),
-        (np.array("a"), ValueError, "0 dimensions"),
+        (np.array("a"), ValueError, r"0 dimensions.*Pass one text as \[text\]"),
         ([["a", "b", "c"]] * 2, ValueError, "rows of 3 entries"),
         ([[]] * 2, ValueError, "rows of 0 entries"),
         ([["a", "b"], "ab"], ValueError, r"X\[1\] is 'ab' of type str"),
@@ -149,6 +160,12 @@ def test_check_texts_of_pandas_with_missing_entry_names_its_place(dtype):
         check_texts(series.to_frame())
 
 
+@pytest.mark.parametrize("name", [float("nan"), pd.NA, None])
+def test_columns_without_a_name_are_told_from_those_of_the_same_name(name):
+    frame = pd.DataFrame([["a", "b"]], columns=pd.Index([name, name], dtype=object))
+    assert check_texts(frame) == [("a", "b")]
+
+
 def test_check_texts_of_polars_reads_values():
     pl = pytest.importorskip("polars")
     rows = ["a", "b", "c"]
@@ -159,6 +176,10 @@ def test_check_texts_of_polars_reads_values():
     ]
     with pytest.raises(ValueError, match=r"^X\[2\] is None"):
         check_texts(pl.Series(["a", "b", None]))
+    with pytest.raises(
+        TypeError, match=r"is a LazyFrame; .* Call its collect\(\) first"
+    ):
+        check_texts(pl.LazyFrame({"text": rows}))
     with pytest.raises(ValueError, match=r"^X\[0\] is 1 of type int"):
         check_texts(pl.Series([1, 2]))
 

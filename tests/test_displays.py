@@ -220,6 +220,14 @@ def test_embeddings_without_shares_of_variance_name_the_components_alone():
         assert (ax.get_xlabel(), ax.get_ylabel()) == ("Component 1", "Component 2")
 
 
+@pytest.mark.parametrize("kind", [list, np.array, pd.Series])
+def test_points_given_by_hand_are_drawn_whatever_holds_their_labels(kind):
+    points = np.arange(8.0).reshape(4, 2)
+    y = kind(["a", "b", "a", "a"])
+    shown = EmbeddingDisplay(frozen=points, adapted=-points, y=y).plot()
+    assert [len(p.get_offsets()) for p in shown.points_[0]] == [3, 1]
+
+
 def test_embeddings_of_wrong_input_are_refused(clf):
     with pytest.raises(ValueError, match="inconsistent numbers of samples"):
         EmbeddingDisplay.from_estimator(clf, TEXTS, LABELS[:-1])

@@ -875,11 +875,13 @@ def test_card_is_read_by_the_hub_client(whole, pooled_folder, tmp_path):
     assert (data.library_name, data.pipeline_tag) == ("skpeft", "text-classification")
     assert data.base_model is None
     assert {"skpeft", "scikit-learn", "IA3"} <= set(data.tags)
-    clf = fitted(encoder=str(pooled_folder()), adapter=LoRA(2))
-    clf._network.encoder.set_params(model="someone/a-model: 'odd' # name")
-    clf.save_pretrained(tmp_path / "model")
-    card = ModelCard.load(tmp_path / "model" / "README.md")
-    assert card.data.base_model == "someone/a-model: 'odd' # name"
+    for adapter, relation in (("full", "finetune"), (LoRA(2), "adapter")):
+        clf = fitted(encoder=str(pooled_folder()), adapter=adapter)
+        clf._network.encoder.set_params(model="someone/a-model: 'odd' # name")
+        clf.save_pretrained(tmp_path / "model")
+        card = ModelCard.load(tmp_path / "model" / "README.md")
+        assert card.data.base_model == "someone/a-model: 'odd' # name"
+        assert card.data.base_model_relation == relation
     assert "PeftModel" in card.text
     assert f"{clf.n_trainable_params_:,}" in card.text
     X = np.random.RandomState(0).randn(18, 3)

@@ -189,7 +189,9 @@ def test_several_labels_that_are_not_0_and_1_are_refused(file, tmp_path, capsys)
     pytest.importorskip("pandas", reason="pandas is not installed")
     goal = ("--text", "body", "-o", tmp_path / "new", *TINY)
     message = refused(capsys, "fit", file, *goal, "--label", "size", "--label", "team")
-    assert "the column 'team' holds 'air', which is no number" in message
+    assert (
+        "the column 'size' holds '5'; where --label is given several times" in message
+    )
 
 
 def test_several_labels_may_be_written_as_pandas_writes_booleans(tmp_path, capsys):
@@ -269,7 +271,7 @@ def test_wrong_content_is_one_line_and_code_1(file, model, tmp_path, capsys):
     message = refused(capsys, "fit", missing, *goal)
     assert message == f"error: there is no file {missing}"
     message = refused(capsys, "predict", model, file, "--text", "boby")
-    assert "no columns named 'boby'" in message
+    assert "has no column named 'boby', one is needed" in message
     assert "are: body, team, size, other" in message
     message = refused(capsys, "fit", file, *texts, "--target", "team", *goal[4:])
     assert (
@@ -293,10 +295,15 @@ def test_wrong_content_is_one_line_and_code_1(file, model, tmp_path, capsys):
         (b"", "holds no rows"),
         (b"body,team\n", "holds no rows"),
         (b"body,team\n,x\n", "has no row with a text and a target"),
-        (b"body,team\na,b,c\n", "line 2: 3 fields, but 2 column names"),
+        (
+            b"body,team\na,b,c\n",
+            "line 2: 3 fields, but 2 column names; put fields that",
+        ),
+        (b"body,team\na,b\nc\n", "line 3: 1 fields, but 2 column names; a blank field"),
         (b"body,team\n\xa35,money\n", "is not UTF-8"),
         (b"body,body,team\na,b,c\n", "has 2 columns named 'body'"),
         (b"body;team\na, b;c\n", "semicolons between its columns; save it with commas"),
+        (b"body;team\na, b;c\n", "mails.csv', sep=';').to_csv('new.csv', index=False)"),
         (b"body\tteam\na, b\tc\n", "tabs between its columns; save it with commas"),
         (b"body,team\na,x\nb,x\nc,y\n", "1 of 2 classes in the column 'team'"),
         (b"body,team\na,1\nb,2\nc,3\nd,4", "each ('1', '2', '3', ...)"),

@@ -1,6 +1,7 @@
 """The regressor on the tiny encoder: what fit promises, accepts, refuses and leaves."""
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from sklearn.base import BaseEstimator, RegressorMixin
@@ -428,9 +429,10 @@ def test_numbers_for_a_text_encoder_are_refused():
         make().fit(np.ones((len(TEXTS), 3)), Y)
 
 
-def test_texts_for_an_encoder_of_numbers_are_refused():
+@pytest.mark.parametrize("kind", [list, tuple, np.array, pd.Series])
+def test_texts_for_an_encoder_of_numbers_are_refused(kind):
     with pytest.raises(ValueError, match="X holds text"):
-        make(encoder="array").fit(TEXTS, Y)
+        make(encoder="array").fit(kind(TEXTS), Y)
 
 
 # Heads --------------------------------------------------------------------------------

@@ -9,7 +9,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 
 from skpeft import AdapterClassifier, AdapterRegressor, _fitting, _shrinkage
-from skpeft._shrinkage import HeldOut, between, half_of, judge
+from skpeft._shrinkage import HeldOut, as_one, between, half_of, judge
+from skpeft._training import Rows
 from skpeft.adapters import LoRA
 from skpeft.heads import divide_logits, logits
 
@@ -103,7 +104,9 @@ def test_judge_takes_one_heavy_row_for_one_row(row):
 )
 def test_half_of_classes_holds_out_half_of_each_and_never_all(sizes, seed):
     targets = np.repeat(np.arange(len(sizes)), sizes)
-    kept, left = half_of(targets, "classification", np.random.RandomState(seed))
+    kept, left = half_of(
+        targets, "classification", np.random.RandomState(seed), np.arange(len(targets))
+    )
     np.testing.assert_array_equal(np.sort([*kept, *left]), np.arange(len(targets)))
     held = np.bincount(targets[left.astype(int)], minlength=len(sizes))
     np.testing.assert_array_equal(held, np.array(sizes) // 2)
@@ -111,8 +114,46 @@ def test_half_of_classes_holds_out_half_of_each_and_never_all(sizes, seed):
 
 @pytest.mark.parametrize("n_rows", [1, 2, 9])
 def test_half_of_numbers_holds_out_half(n_rows):
-    kept, left = half_of(np.ones(n_rows), "regression", np.random.RandomState(0))
+    own = np.arange(n_rows)
+    kept, left = half_of(own, "regression", np.random.RandomState(0), own)
     assert (len(kept), len(left)) == (n_rows - n_rows // 2, n_rows // 2)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    rows=st.lists(
+        st.tuples(st.integers(0, 7), st.integers(0, 2)), min_size=2, max_size=20
+    ),
+    task=st.sampled_from(["classification", "regression"]),
+    seed=st.integers(0, 99),
+)
+def test_rows_of_the_same_content_go_together(rows, task, seed):
+    contents, targets = np.array(rows).T
+    _, first, number = np.unique(contents, return_index=True, return_inverse=True)
+    kept, left = half_of(targets, task, np.random.RandomState(seed), first[number])
+    np.testing.assert_array_equal(np.sort([*kept, *left]), np.arange(len(rows)))
+    assert not set(contents[kept]) & set(contents[left])
+    if task == "classification":  # of each class some are learned from
+        assert set(targets[kept]) == set(targets)
+    weights = np.arange(1.0, 1 + len(rows))
+    own = Rows([], targets, weights)
+    numbers, sums = as_one(left, own, first[number])
+    found = list(zip(contents[numbers], targets[numbers], strict=True))
+    expected = {}
+    for i in left:
+        expected[rows[i]] = expected.get(rows[i], 0.0) + weights[i]
+    assert dict(zip(found, sums, strict=True)) == expected
+    assert len(found) == len(expected)
+
+
+def test_copies_of_rows_are_no_evidence_of_their_own():
+    """Labels drawn at random are not told from their texts, however often a row comes."""
+    labels = np.random.RandomState(0).permutation(LABELS)
+    once = make(max_epochs=20, random_state=0).fit(TEXTS, labels)
+    often = make(max_epochs=20, random_state=0).fit(TEXTS * 4, np.tile(labels, 4))
+    for clf in (once, often):
+        assert clf.shrinkage_ > 0.05
+        assert clf.temperature_ > 1.0
 
 
 @pytest.mark.parametrize("strength", [0.0, 0.25, 1.0])
@@ -226,6 +267,20 @@ def test_interrupt_of_the_second_fit_keeps_the_first(monkeypatch):
         clf = make().fit(TEXTS, LABELS)
     plain = make(shrinkage=0.0).fit(TEXTS, LABELS)
     np.testing.assert_array_equal(clf.predict_proba(TEXTS), plain.predict_proba(TEXTS))
+
+
+@pytest.mark.parametrize(("shrinkage", "expected"), [(1.0, 1.0), ("auto", 0.0)])
+def test_number_holds_after_an_interrupt_too(shrinkage, expected):
+    def interrupt(record):
+        if record["epoch"] == 2:
+            raise KeyboardInterrupt
+
+    clf = make(shrinkage=shrinkage, callback=interrupt)
+    with pytest.warns(UserWarning, match="Training was interrupted after 2"):
+        clf.fit(TEXTS, LABELS)
+    assert clf.shrinkage_ == expected
+    gap = np.abs(clf.transform(TEXTS) - clf.transform_frozen(TEXTS)).max()
+    assert (gap > 1e-3) == (expected == 0.0)
 
 
 def test_held_out_rows_without_weight_are_no_evidence():

@@ -872,6 +872,18 @@ def test_score_of_labels_is_the_share_of_rows_with_all_right(weighted):
         )
 
 
+def test_score_of_labels_in_another_order_is_refused():
+    frame = pd.DataFrame(LABELS, columns=[f"l{i}" for i in range(LABELS.shape[1])])
+    clf = classifier(adapter=None).fit(TEXTS, frame)
+    assert clf.score(TEXTS, frame) == clf.score(TEXTS, LABELS)
+    other = frame.iloc[:, ::-1]
+    with pytest.raises(ValueError, match=r"but was fitted with \['l0'.*same order"):
+        clf.score(TEXTS, other)
+    assert clf.score(TEXTS, other[list(clf.classes_)]) == clf.score(TEXTS, frame)
+    plain = classifier(adapter=None).fit(TEXTS, LABELS)
+    assert plain.score(TEXTS, frame) == clf.score(TEXTS, frame)
+
+
 @pytest.mark.parametrize("dtype", ["Int64", "Float64", "boolean", "category"])
 @pytest.mark.parametrize("search", [False, True])
 def test_numbers_of_nullable_types_are_those_of_plain_ones(dtype, search):

@@ -402,6 +402,8 @@ class ReweightedLayer(AdaptedLayer):
     @property
     def ready(self) -> Tensor | None:
         """The product, where somebody has computed it already for the time being."""
+        if torch.compiler.is_compiling():  # which would keep the weight of this moment
+            return None
         return _LENT.weights.get(self)
 
     def product(self) -> Tensor:

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from skpeft import AdapterClassifier
+from skpeft.adapters import LoRA
 from skpeft.encoders import ArrayEncoder
 
 ROWS = np.random.RandomState(0).randn(40, 4).astype(np.float32) * 4
@@ -95,6 +96,35 @@ def test_module_that_cannot_be_copied_is_refused():
         nn.utils.weight_norm(module[0])
     with pytest.raises(ValueError, match=r"cannot be copied .*parametrizations"):
         features(module)
+
+
+class Block(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.query, self.norm = nn.Linear(8, 8), nn.LayerNorm(8)
+
+    def forward(self, x):
+        return self.norm(x + torch.tanh(self.query(x)))
+
+
+def test_compiled_module_learns_and_answers_as_it_does_uncompiled():
+    def fitted(module, path):
+        table = {"blocks": path, "query": "query"}
+        encoder = ArrayEncoder(module, role_table=table)
+        own = {"max_epochs": 3, "shrinkage": 0.0, "random_state": 0}
+        adapter = LoRA(4, roles=("query",))
+        return AdapterClassifier(encoder, adapter=adapter, **own).fit(ROWS, LABELS)
+
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(4, 8), nn.Sequential(Block(), Block()))
+    plain = fitted(module, "1")
+    compiled = fitted(torch.compile(module, backend="eager"), "_orig_mod.1")
+    expected = plain.transform(ROWS)
+    np.testing.assert_allclose(compiled.transform(ROWS), expected, atol=1e-4)
+    module = compiled.to_torch()
+    found = module(**module.prepare(ROWS)).detach().numpy()
+    np.testing.assert_allclose(found, compiled.decision_function(ROWS), atol=1e-4)
+    assert np.abs(plain.transform(ROWS) - plain.transform_frozen(ROWS)).max() > 0.01
 
 
 def test_module_without_parameters_is_exported():
