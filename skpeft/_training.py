@@ -239,7 +239,12 @@ def epochs(
         for numbers in batches(rows, lengths, objective, settings, random_state):
             batch = rows.take(numbers)
             optimizer.zero_grad()
-            losses.append(backward(network, linear, batch, objective, unit, replays))
+            features = network.forward(batch.items, replays)
+            loss = mean_objective(features, linear, batch, objective, unit)
+            if loss.requires_grad:
+                loss.backward()
+            losses.append(loss.detach())
+            del features, loss  # no pass could be recorded beside the graph of another
             if not epoch:
                 reached |= {_layer(n) for n, p in trained.items() if p.grad is not None}
             update(optimizer, next(rate))
@@ -249,25 +254,6 @@ def epochs(
         limit = limit or _EXPLODED * max(float(losses[0]), 1.0)
         check_finite(mean, limit, parameters, settings)
         yield mean
-
-
-def backward(
-    network: LiveNetwork,
-    linear: Linear | None,
-    batch: Rows,
-    objective: Objective,
-    unit: float,
-    replays: Replays | None,
-) -> Tensor:
-    """Loss of a batch, whose gradients are in the trained tensors afterwards.
-
-    Nothing of the graph outlives the call: no pass could be recorded beside it.
-    """
-    features = network.forward(batch.items, replays)
-    loss = mean_objective(features, linear, batch, objective, unit)
-    if loss.requires_grad:
-        loss.backward()
-    return loss.detach()
 
 
 def check_finite(
