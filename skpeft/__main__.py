@@ -12,6 +12,7 @@ import sys
 import warnings
 import zlib
 from collections import Counter
+from contextlib import suppress
 
 import numpy as np
 from sklearn.base import clone
@@ -530,10 +531,11 @@ def _frame(columns):
 
 
 def _indicator(text, column):
-    known = {"false": 0, "true": 1, "0": 0, "1": 1, "0.0": 0, "1.0": 1}.get(
-        text.lower()
-    )
+    known = {"false": 0.0, "true": 1.0}.get(text.lower())  # as pandas writes booleans
     if known is None:
+        with suppress(ValueError):
+            known = float(text)
+    if known not in (0.0, 1.0):
         raise ValueError(
             f"the column {column!r} holds {text!r}; where --label is given several times each "
             "column holds 0 or 1, or True or False, and says whether a row has that label"

@@ -73,7 +73,8 @@ def check_samples(estimator, X, modality: str, *, reset: bool) -> Sequence:
 
 
 def _refuse_text(X) -> None:
-    is_sequence = hasattr(X, "__len__") and getattr(X, "ndim", 1) == 1
+    is_sequence = hasattr(X, "__len__") and hasattr(X, "__iter__")
+    is_sequence = is_sequence and getattr(X, "ndim", 1) == 1 and not isinstance(X, dict)
     first = next(iter(X), None) if is_sequence else None
     if isinstance(X, str | bytes) or isinstance(first, str):
         raise ValueError(

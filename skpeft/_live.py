@@ -356,9 +356,13 @@ class LiveNetwork:
 
     def copies(self, items: Sequence[Item]) -> np.ndarray:
         """For each item the number of the first one of the same content."""
-        first: dict[tuple[bytes, ...], int] = {}
-        digests = [tuple(map(content, self.windows([item]))) for item in items]
-        return np.array([first.setdefault(d, i) for i, d in enumerate(digests)])
+        first: dict[tuple, int] = {}
+        # The numbers of entries say where in the windows the second text of a pair begins.
+        keys = [
+            (*map(len, item.values()), *map(content, self.windows([item])))
+            for item in items
+        ]
+        return np.array([first.setdefault(key, i) for i, key in enumerate(keys)])
 
     def windows(self, items: Sequence[Item]) -> list[Item]:
         """What goes through the module: the items, or windows of those that are long."""

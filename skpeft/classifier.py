@@ -501,7 +501,8 @@ class AdapterClassifier(ClassifierMixin, BaseAdapterEstimator):
             self._check_fitted()
             own = np.asarray(self.classes_).tolist()
             names = list(getattr(y, "columns", ()))
-            if names != own and set(names) == set(own):
+            by_name = own != [*range(len(own))]
+            if by_name and names != own and set(names) == set(own):
                 raise ValueError(
                     f"y has the columns {names}, but was fitted with {own}; the same order is "
                     "expected. Pass y[list(clf.classes_)]."

@@ -197,13 +197,14 @@ def test_several_labels_that_are_not_0_and_1_are_refused(file, tmp_path, capsys)
 def test_several_labels_may_be_written_as_pandas_writes_booleans(tmp_path, capsys):
     pytest.importorskip("pandas", reason="pandas is not installed")
     answers = []
-    for name, (no, yes) in {"a": ("False", "True"), "b": ("0", "1")}.items():
+    kinds = {"a": ("False", "True"), "b": ("0", "1"), "c": ("0.00", "1.00")}
+    for name, (no, yes) in kinds.items():
         marks = {"air": (yes, no), "sea": (no, yes)}
         rows = [(text, *marks[team]) for text, team, *_ in ROWS]
         file = write(tmp_path / f"{name}.csv", rows, ("body", "air", "sea"))
         goal = ("--text", "body", "--label", "air", "--label", "sea", *TINY)
         answers.append(run(capsys, "fit", file, *goal, "-o", tmp_path / name)[0])
-    assert answers[0] == answers[1]
+    assert answers[0] == answers[1] == answers[2]
 
 
 def test_compressed_file_is_read_and_blanks_in_names_are_shown(file, tmp_path, capsys):

@@ -435,6 +435,11 @@ def test_texts_for_an_encoder_of_numbers_are_refused(kind):
         make(encoder="array").fit(kind(TEXTS), Y)
 
 
+def test_columns_in_a_dict_are_not_taken_for_texts():
+    with pytest.raises(ValueError, match="Expected 2D array, got scalar"):
+        make(encoder="array").fit({"a": Y, "b": Y}, Y)
+
+
 # Heads --------------------------------------------------------------------------------
 
 

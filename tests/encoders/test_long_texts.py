@@ -57,6 +57,15 @@ def network_of(encoder, adapter=None, n_features=1, precision="float32"):
     return network
 
 
+def test_pairs_parted_elsewhere_are_no_copies(pooled_folder):
+    encoder = TextEncoder(str(pooled_folder()), max_length=8, long_text="chunk")
+    network = network_of(encoder, n_features=2).live
+    first, second, third = (" ".join([word] * 30) for word in ("film", "book", "tea"))
+    pairs = [(f"{first} {second}", third), (first, f"{second} {third}"), (first, third)]
+    items = network.prepare([*pairs, *pairs])
+    np.testing.assert_array_equal(network.copies(items), [0, 1, 2, 0, 1, 2])
+
+
 def windows_by_hand(folder, text, max_length):
     """Token ids of the windows, as the tokenizers library cuts them."""
     tokenizer = AutoTokenizer.from_pretrained(str(folder))
