@@ -8,6 +8,7 @@ import copy
 import numpy as np
 import pytest
 import torch
+from transformers import BertConfig
 from transformers.utils import import_utils
 
 from skpeft import AdapterClassifier, AdapterRegressor, _live, _replays
@@ -15,6 +16,7 @@ from skpeft._live import LiveNetwork
 from skpeft.adapters import LoRA
 from skpeft.adapters.lora import LoRALinear
 from skpeft.encoders import ArrayEncoder, TextEncoder, TinyTextEncoder
+from skpeft.encoders._text import _is_steady
 from skpeft.encoders.base import Seal
 from skpeft.objectives import OBJECTIVES
 from tests import models
@@ -286,6 +288,14 @@ def test_what_is_known_is_replayed_on_a_gpu(
     knows = knows or given["encoder"] == "tiny"
     with network.live.replays() as replays:
         assert (replays is not None) == (replayed and knows)
+
+
+@pytest.mark.parametrize("kind", ["sdpa", "eager", "flash_attention_2"])
+def test_attention_that_asks_how_long_texts_are_is_not_replayed(kind):
+    config = BertConfig()
+    config._attn_implementation_internal = kind  # the public name wants it installed
+    knows = hasattr(import_utils, "is_cuda_stream_capturing")
+    assert _is_steady(config, []) == (knows and kind != "flash_attention_2")
 
 
 @pytest.mark.parametrize("objective", sorted(OBJECTIVES))

@@ -116,7 +116,7 @@ def test_compiled_module_learns_and_answers_as_it_does_uncompiled():
         return AdapterClassifier(encoder, adapter=adapter, **own).fit(ROWS, LABELS)
 
     torch.manual_seed(0)
-    module = nn.Sequential(nn.Linear(4, 8), nn.Sequential(Block(), Block()))
+    module = nn.Sequential(nn.Linear(4, 8), nn.Sequential(Block(), Block(), Block()))
     plain = fitted(module, "1")
     compiled = fitted(torch.compile(module, backend="eager"), "_orig_mod.1")
     expected = plain.transform(ROWS)
